@@ -23,11 +23,12 @@ from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.orders import flipped, order_of
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Declared, Question, chosen, questions_of, scales_of
-from pt_app.core.records import JudgeExample, Place, as_name, is_unicode, unlabelled
+from pt_app.core.records import JudgeExample, Place, as_name, unlabelled
 from pt_app.core.results import PrecisionChange
 from pt_app.core.settings import Order, ReadingMode
 from pt_app.core.state_rows import as_declared, state_example
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.words import is_unicode
 from pt_app.evidence.calibration import Fitted, confidence_in
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
@@ -328,6 +329,9 @@ class Judge:
                 remedy = f"give a text for each of {', '.join(fields)}"
                 raise place.error("", "the state has several fields", remedy)
             state = {fields[0]: state}
+        if not isinstance(state, Mapping):
+            problem = f"a state maps fields to texts, and this is a {type(state).__name__}"
+            raise place.error("", problem, f"give {', '.join(fields)}")
         return state_example(state, place, fields, place.where)
 
     def _asked(
@@ -338,7 +342,8 @@ class Judge:
         if not own:
             raise UserError(f"{self.info.folder} has a scale and no questions: use score()")
         if not isinstance(questions, Mapping):
-            some = chosen(own, list(questions or ()), f"{self.info.folder}")
+            asked_for = [questions] if isinstance(questions, str) else list(questions or ())
+            some = chosen(own, asked_for, f"{self.info.folder}")
             return {question.name: question for question in some}
         declared = {name: as_declared(name, words) for name, words in questions.items()}
         asked = {question.name: question for question in questions_of(declared, "questions")}

@@ -206,6 +206,8 @@ def rated(count: int, verdict: Callable[[int, int], Any], scale: str) -> list[Ju
         ("0-10", lambda a, b: b // 4, False),
         ("pass_fail", lambda a, b: "PASS" if a > 20 else "FAIL", True),
         ("pass_fail", lambda a, b: "PASS" if b > 20 else "FAIL", False),
+        ("bool", lambda a, b: "yes" if a > 20 else "no", True),
+        ("bool", lambda a, b: "yes" if b > 20 else "no", False),
         ("pairwise", lambda a, b: "A" if a > b else "B", True),
         ("pairwise", lambda a, b: "A" if (a * 7 + b * 3) % 2 else "B", False),
     ],
@@ -219,6 +221,12 @@ def test_a_label_that_length_alone_tells_is_found(
     assert found.low <= found.value <= found.high
     if scale != "pairwise" and telling:
         assert found.value > 0, "longer is better"
+
+
+def test_options_have_no_order_for_length_to_predict() -> None:
+    scale = Scale.of_options(["short", "long"])
+    rows = rated(300, lambda a, b: "long" if a > 20 else "short", scale.name)
+    assert length_and_label(rows, scale) is None
 
 
 def test_few_rows_say_nothing_about_length() -> None:

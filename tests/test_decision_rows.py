@@ -128,7 +128,7 @@ def test_other_states_are_one_text(state: Callable[[int], object], tmp_path: Pat
         ({"questions": {"anger": {**QUESTIONS["anger"], "criteria": {}}}}, "they are no list"),
         ({"questions": {"team": {**QUESTIONS["team"], "instructions": "?"}}}, "in another way"),
         ({"questions": {"labels": QUESTIONS["team"]}}, "no question can have the name labels"),
-        ({"expected": {"team": "sales"}}, "field labels.team: 'sales' is not allowed"),
+        ({"expected": {"team": "sales"}}, 'field labels.team: "sales" is not allowed'),
         ({"expected": {"anger": math.inf}}, "field labels.anger: "),
     ],
 )

@@ -10,12 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from pt_app.cli import app
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.orders import answers_of
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import Place, example_of
+from pt_app.core.settings import Settings
 from pt_app.core.verdicts import Scale
 from pt_app.models.bases import load_tokenizer
+from tests.question_rows import write_questions
 from tests.tiny_models import make_model_folder
 
 SUPERVISED = re.compile(r"⟦(.*?)⟧", re.DOTALL)
@@ -189,3 +193,26 @@ def test_what_cannot_be_shown_is_refused(
     with pytest.raises(UserError) as caught:
         previewed(folder_of(tmp_path, ROW), *flags)
     assert said in str(caught.value)
+
+
+def test_questions_are_shown_with_the_shares_and_the_order_of_options_of_training(
+    tmp_path: Path,
+) -> None:
+    folder = write_questions(tmp_path / "data")
+    read, shares = answers_of(read_dataset(folder).train, Settings.seed)
+    shown = previewed(folder, "-n", str(len(read)))
+    headings = re.findall(r"^row .*", shown, re.MULTILINE)
+    assert len(headings) == len(read) > len(read_dataset(folder).train)
+    for heading, row, share in zip(headings, read, shares, strict=True):
+        part = f", share {share:.2g}" if share < 1 else ""
+        assert f"{row.id}, {row.asks}{part}, " in heading
+    listed = re.findall(r"^- (replacement|refund|nothing)", shown, re.MULTILINE)
+    orders = [
+        [name for name, _ in row.question.described]
+        for row in read
+        if row.question and row.asks == "offer"
+    ]
+    assert listed == [name for order in orders for name in order]
+    assert len(set(map(tuple, orders))) > 1
+    declared = previewed(folder, "-n", "40", "--split", "val")
+    assert not re.search("- refund.*\n- replacement", declared)

@@ -206,7 +206,7 @@ def test_words_that_yaml_takes_for_other_than_texts_stay_texts(
         ({"map": (*MAP, "tone=ana")}, "no such field or question: use ticket, reply"),
         ({"map": ("ticket=Ticket text,reply=Repyl",)}, "no column Repyl"),
         ({"map": (*MAP, "reply=ana")}, "--map says reply is '.*' and 'ana': join columns"),
-        ({"map": (*MAP, "polite=stars")}, "labels.polite: '1' is not allowed: allowed are true"),
+        ({"map": (*MAP, "polite=stars")}, 'labels.polite: "1" is not allowed: allowed are true'),
         ({"scale": "0-10"}, "--scale does not go with --questions"),
         ({"mqm_weights": "core"}, "--mqm_weights does not go with --questions"),
     ],
@@ -239,7 +239,7 @@ def test_cells_of_parquet_that_hold_nothing_or_no_text_are_told_apart(
         ("- a", "it has no state or no questions"),
         (
             "state: [a\nquestions: b",
-            r"cannot be read as YAML \(.*line 2, column 10: questions.*: correct it$",
+            r"questions.yaml, line 2, column 10: expected ',' or '\]', but got ':': correct it",
         ),
         (DECLARED + '  polite: {type: bool, instructions: "Again?"}\n', '"polite" stands twice'),
         (
@@ -248,6 +248,19 @@ def test_cells_of_parquet_that_hold_nothing_or_no_text_are_told_apart(
         ),
         (DECLARED.replace("1-5", "'choice:5'"), 'quality.scale: "choice:5" is not a scale'),
         (DECLARED.replace("[replacement, refund, nothing]", "[a, a]"), 'named "a"'),
+        (
+            DECLARED.replace("[replacement, refund, nothing]", "{a: b, '': c}"),
+            "offer.options: an option has no name: name it",
+        ),
+        (
+            DECLARED.replace("[replacement, refund, nothing]", "[[a], b]"),
+            "field questions.offer.options.0: input should be a valid string",
+        ),
+        (DECLARED + "weight: 2\n", "questions.yaml: weight is not known: use state, questions"),
+        (
+            DECLARED.replace("[ticket, reply]", "[ticket, reply, polite]"),
+            r"labels.csv: the column polite is shown to the judge, and its label \(polite\)",
+        ),
     ],
 )
 def test_a_file_of_questions_that_cannot_be_used_is_refused(
@@ -256,6 +269,38 @@ def test_a_file_of_questions_that_cannot_be_used_is_refused(
     written[1].write_text(declared)
     with pytest.raises(UserError, match=problem):
         imported(written, tmp_path / "out")
+
+
+def test_a_question_without_a_column_is_named(written: tuple[str, Path], tmp_path: Path) -> None:
+    lines = imported(written, tmp_path / "out", map=(MAP[0].removesuffix(",quality=stars"),))
+    (warning,) = [line for line in lines if line.startswith("warning")]
+    assert "no row has a label for quality: name its column (--map quality=COLUMN)" in warning
+
+
+def test_more_options_than_a_line_shows_are_split_and_checked(
+    written: tuple[str, Path], tmp_path: Path
+) -> None:
+    names = [f"kind {i}" for i in range(30)]
+    written[1].write_text(
+        "state: [ticket]\nquestions:\n"
+        f"  kind: {{type: choice, instructions: 'Which kind?', options: {names}}}\n"
+    )
+    file = tmp_path / "kinds.csv"
+    rows = [f"ticket {i} about cup number {i},kind {i % 30}" for i in range(300)]
+    file.write_text("\n".join(["ticket,kind", *rows]) + "\n")
+    lines = imported((str(file), written[1]), tmp_path / "out", map=())
+    (train,) = [line for line in lines if "train, kind labels" in line]
+    assert train.endswith("and 19 more (n 240)"), train
+    labels = [row.label.verdict for row in read_dataset(tmp_path / "out").test if row.label]
+    assert len(labels) == len(set(labels)) == 30, "one of each option"
+
+
+def test_a_rater_without_an_id_is_kept_as_a_note(written: tuple[str, Path], tmp_path: Path) -> None:
+    file = tmp_path / "rated.csv"
+    rows = [f"ticket {i} of cup {i},reply {i} to them,yes,ana" for i in range(30)]
+    file.write_text("\n".join(["ticket,reply,polite,rater", *rows]) + "\n")
+    imported((str(file), written[1]), tmp_path / "out", map=())
+    assert {row["meta"]["rater"] for row in rows_of(tmp_path / "out")} == {"ana"}
 
 
 def test_generated_rows_ask_for_each_error_the_worst_and_the_score(tmp_path: Path) -> None:

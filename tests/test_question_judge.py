@@ -21,7 +21,7 @@ from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
-from pt_app.eval_model.compare import evaluate_judges
+from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
@@ -156,6 +156,11 @@ def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
         (STATE, ["tone"], 'there is no question "tone": use apologises, offer'),
         (STATE, {"a": {"type": "choice", "instructions": "?", "options": ["x"]}}, "1 options"),
         (STATE, {"a": {"type": "box"}}, "questions.a, field type"),
+        (STATE, {"a": {"type": "bool", "instructions": "\ud800?"}}, "a: it holds half of a surr"),
+        (STATE, {1: {"type": "bool", "instructions": "?"}}, '"1" is no name of a question'),
+        (STATE, "tone", 'there is no question "tone"'),
+        (None, None, "a state maps fields to texts, and this is a NoneType: give ticket, reply"),
+        ([STATE], None, "a state maps fields to texts, and this is a list"),
         ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),
     ],
 )
@@ -182,8 +187,12 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     found = attack(single, folder, base=str(base), rows=2, names=["empty", "asked alone"])
     assert list(found) == ["quality"]
     options = EvalOptions(base=str(base), probe_rows=0)
-    results = evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
-    assert list(results.questions) == ["quality"]
+    evaluate_judges(folder, tmp_path / "out", [adapter, single], options)
+    written = read_results(tmp_path / "out").questions
+    left = {name: own.few for name, own in written.items() if own.few}
+    assert left.keys() == QUESTIONS.keys() - {"quality"}
+    assert set(left.values()) == {NOT_SHARED}
+    assert "left out" in (tmp_path / "out" / "report.md").read_text()
     found: Results = read_results(tmp_path / "out" / "quality")
     assert len(found.models) == 2
     again = found.models[0].metrics["kappa_quadratic"].value
@@ -229,6 +238,22 @@ def test_a_judge_is_attacked_question_by_question(adapter: Path, base: Path, fol
         assert "| steering |" in page
         assert "Changed: share with another verdict" in page
         assert f"{name}: {n} test rows attacked" in done.output
+
+
+def test_questions_that_are_not_attacked_are_named(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["offer"]["instructions"] += " "
+    card["questions"]["overall"]["instructions"] = "How good?"
+    (data / "dataset.json").write_text(json.dumps(card))
+    how = {"base": str(base), "rows": 2, "names": ["empty"]}
+    found = attack(adapter, data, tmp_path / "out", **how)
+    assert list(found) == ["apologises", "quality"]
+    for name in ("offer", "overall"):
+        assert f"{name}: the judge was not trained on it in these words and options" in caplog.text
 
 
 def test_other_data_than_the_judges_questions_is_refused(

@@ -8,12 +8,13 @@ import torch
 
 from pt_app.core.dataset import members_of, read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.orders import answers_of
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import per_question
 from pt_app.core.records import JudgeExample
 from pt_app.models.packing import Example, StepCollator, pack, unpacked
-from pt_app.training.answers import answers_of, balanced
+from pt_app.training.answers import balanced
 from pt_app.training.loss import summed_loss
 from pt_app.training.ordering import RowSteps
 from tests.question_rows import QUESTIONS, questions, write_questions

@@ -114,6 +114,12 @@ def test_a_question_has_a_scale_which_its_name_stands_for(
             'Answer "Answer: OPTION".',
         ),
         (
+            {"type": "choice", "options": ["a or b", "c"]},
+            "\n- a or b\n- c",
+            "Answer: OPTION",
+            'Answer "Answer: OPTION".',
+        ),
+        (
             {"type": "choice", "options": ["a", "b, too"]},
             "\n- a\n- b, too",
             "Answer: OPTION",
@@ -133,6 +139,12 @@ def test_a_question_ends_with_the_form_of_its_answer_a_line_or_of_earlier_templa
     asked = question(**declared | {"instructions": "Is it?"})
     assert asked.brief == f"Question: Is it?{listed}\n{brief}"
     assert asked.text == f"Question: Is it?{listed}\n{sentence}"
+
+
+def test_a_number_is_the_label_of_the_option_that_it_writes() -> None:
+    declared = {"type": "choice", "instructions": "Which?", "options": ["1", "2"]}
+    asked = question(**declared)
+    assert [asked.verdict(cell) for cell in (1, "1", 1.0, True)] == ["1", "1", None, None]
 
 
 def test_options_without_descriptions_stand_in_the_line_of_the_answer_in_the_order_asked() -> None:
@@ -163,6 +175,8 @@ def test_options_in_another_order_are_the_same_question_and_the_same_scale() -> 
         ({"type": "choice", "options": ["a\nb", "c"]}, "cannot be the name of an option"),
         ({"type": "score", "levels": ["one"]}, "1 level is no scale"),
         ({"type": "score"}, "either levels"),
+        ({"type": "score", "levels": ["a"] * 1002}, "levels: 1,002 levels: give 1,001 at most"),
+        ({"type": "choice", "options": ["a\nb", "c"]}, r'"a\\nb" cannot be the name of an option'),
         ({"type": "score", "scale": "pairwise"}, "has no numbers"),
         ({"type": "score", "scale": "0-4", "legend": {"9": "x"}}, '"9" is off the scale'),
         ({"type": "bool", "options": ["a", "b"]}, "a bool question has none"),
@@ -179,12 +193,24 @@ def test_a_declaration_that_cannot_be_asked_is_refused(
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ({"labels": {"offer": "voucher"}}, "labels.offer: 'voucher' is not allowed: allowed are r"),
+        ({"labels": {"offer": "voucher"}}, 'labels.offer: "voucher" is not allowed: allowed are r'),
         ({"labels": {"overall": 11}}, "labels.overall: 11 is not allowed: allowed are 0 to 10"),
         ({"labels": {"apologises": 1}}, "labels.apologises: 1 is not allowed: allowed are true"),
         ({"labels": {"tone": 1}}, "labels.tone: there is no such question: declared are apol"),
-        ({"labels": {"offer": {"votes": {"refund": -1}}}}, "votes.refund: -1 votes: give 0"),
+        (
+            {"labels": {"offer": {"votes": {"refund": -1}}}},
+            "votes.refund: -1 is no number of votes: give 0",
+        ),
         ({"labels": {"offer": {"votes": {"refund": 0}}}}, "labels.offer.votes: all votes are 0"),
+        (
+            {"labels": {"offer": {"votes": {"refund": True}}}},
+            "votes.refund: true is no number of votes",
+        ),
+        ({"labels": {"quality": {"annotators": {}}}}, "quality.annotators: there is none: give"),
+        ({"labels": {}}, "field labels: the row has none: label it or leave it out"),
+        ({"labels": None}, "field labels: the row has none"),
+        ({"labels": []}, "field labels: they are no object"),
+        ({"labels": ""}, "field labels: they are no object"),
         ({"labels": {"offer": {"yes": 1}}}, "labels.offer: it is no label"),
         ({"labels": {"quality": {"annotators": {"a": 7}}}}, "annotators.a: 7 is not allowed"),
         ({"reply": None}, "field reply: the row has none"),
@@ -217,6 +243,13 @@ def test_a_question_without_a_label_in_training_is_refused(folder: Path) -> None
             '"a" and "A" are one folder',
         ),
         ({"questions": {"a": {"type": "box"}}}, "questions.a.type"),
+        (
+            {"questions": {"Results.json": QUESTIONS["overall"]}},
+            "Results.json: its results",
+        ),
+        ({"scale": "0-10"}, "field scale: each question has its own"),
+        ({"rubrik": "Be strict."}, "field rubrik: it is not known: write rubric, or rename it"),
+        ({"task": "score"}, 'field task: the task is score, and .*: write "task": "questions"'),
     ],
 )
 def test_a_card_that_cannot_be_used_is_refused(

@@ -103,6 +103,10 @@ def _attackable(dataset: JudgeData, info: AdapterInfo, data: Path) -> JudgeData:
         if not shared:
             problem = f"asks none of the questions of {info.folder} about {', '.join(info.state)}"
             raise UserError(f"{data} {problem}: name data of the judge's questions and state")
+        for question in dataset.questions:
+            if question not in shared:
+                problem = "the judge was not trained on it in these words and options"
+                log.warning("%s: %s: not attacked", question.name, problem)
         dataset = dataset.about(shared)
     elif dataset.questions or dataset.scale != info.scale:
         own = "questions" if dataset.questions else f"the scale {dataset.scale.name}"

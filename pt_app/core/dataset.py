@@ -3,6 +3,7 @@
 Every problem is a UserError with file, row and field; nothing is dropped or repaired silently.
 """
 
+import difflib
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ __all__ = ["JudgeExample"]  # which most readers of a folder need too
 
 SPLITS = ("train", "val", "test")
 OPTIONAL_SPLITS = ("val",)
+FILE_ENDS = (".json", ".jsonl", ".html", ".md")  # of the files that an evaluation consists of
 
 
 class HowSplit(BaseModel):
@@ -216,6 +218,12 @@ def read_card(folder: Path) -> DatasetCard:
     if not os.path.lexists(path):  # a link to nothing is an error
         return DatasetCard()
     card = checked(DatasetCard, read_json(path, constant=refuse_constant), path)
+    for name in card.model_extra or {}:  # it also holds what else an import says about the rows
+        if near := difflib.get_close_matches(name, DatasetCard.model_fields, n=1, cutoff=0.8):
+            raise UserError(f"{path}, field {name}: it is not known: write {near[0]}, or rename it")
+    if card.questions and card.task != "questions":
+        problem = f"the task is {card.task}, and it declares questions"
+        raise UserError(f'{path}, field task: {problem}: write "task": "questions"')
     own = (folder / card.template).absolute()
     is_own = (own / "user.txt").is_file()
     return card.model_copy(update={"template": str(own)}) if is_own else card
@@ -230,6 +238,11 @@ def card_asks(card: DatasetCard, path: Path) -> Asked:
         raise UserError(f"{where} state: name the fields of a row that are asked about, each once")
     if taken := set(card.state) & set(RESERVED):
         raise UserError(f"{where} state: {min(taken)} is no field of the state: rename it")
+    if card.scale:
+        raise UserError(f"{where} scale: each question has its own: remove the field")
+    if files := [name for name in card.questions if name.lower().endswith(FILE_ENDS)]:
+        problem = "its results are a folder of this name beside files: rename it"
+        raise UserError(f"{where} questions.{files[0]}: {problem}")
     return questions_of(card.questions, f"{where} questions")
 
 
@@ -259,7 +272,10 @@ def read_rows(path: Path, card: DatasetCard, split: str) -> list[JudgeExample]:
         if not isinstance(value, dict):
             raise place.error("", "a row must be an object", "write {...} for each row")
         if not isinstance(asked, Scale):
-            examples += examples_of(value, place, card.state, asked, f"{split}-{place.row}")
+            made = [*examples_of(value, place, card.state, asked, f"{split}-{place.row}")]
+            if not made:
+                raise place.error("labels", "the row has none", "label it or leave it out")
+            examples += made
             continue
         example = example_of(value, place, asked)
         if example.label is None:

@@ -1,7 +1,8 @@
-"""Both orders of a pair: a judge that likes the first candidate is trained otherwise, and measured.
+"""The orders in which a judge is trained and asked: of the candidates of a pair, and of options.
 
-Trained on both orders (JudgeLM's swap augmentation, arXiv 2310.17631) a judge has nothing to gain
-from a candidate's place; judged in both, its verdicts show how far it goes by it.
+Trained on both orders of a pair (JudgeLM's swap augmentation, arXiv 2310.17631) a judge has nothing
+to gain from a candidate's place; judged in both, its verdicts show how far it goes by it. The
+options of a question are listed in an order of the row.
 """
 
 import re
@@ -69,3 +70,36 @@ def names_a_candidate(label: Label) -> bool:
 def both_orders(examples: Sequence[JudgeExample]) -> list[JudgeExample]:
     """Put after each pair its other order; rows that are no pair stay single."""
     return [row for example in examples for row in (example, swapped(example)) if row is not None]
+
+
+def answers_of(
+    examples: Sequence[JudgeExample], seed: int | None
+) -> tuple[list[JudgeExample], list[float]]:
+    """Return an example for each answer that is supervised, and its share of its label.
+
+    A label that annotators share out over several verdicts is one answer for each of these,
+    weighted by its share: the soft cross-entropy over the lines of verdicts. In a pack they have
+    one prompt.
+
+    Args:
+        examples: rows with a question each.
+        seed: of the order in which each row lists the options of a choice; None: as declared.
+            Rows are encoded once for all epochs, so that a row has one order.
+    """
+    answers, shares = [], []
+    for example in examples:
+        question = example.question
+        assert question is not None, "a row without a question among those of declared questions"
+        if seed is not None:
+            question = question.shuffled(f"{seed}/{example.id}/{question.name}")
+            example = example.model_copy(update={"question": question})
+        of_values = dict(zip(question.scale.values, example.shares, strict=False))
+        for verdict, share in of_values.items():
+            if share:
+                label = Label(verdict=verdict)
+                answers.append(example.model_copy(update={"label": label}))
+                shares.append(share)
+        if not of_values:
+            answers.append(example)
+            shares.append(1.0)
+    return answers, shares

@@ -209,7 +209,7 @@ class PromptEncoder:
                 where = f"{row.example.where}, field {self._longest_field(row)}"
                 tokens = f"{shortest} + {len(row.answer)} tokens at the shortest"
                 limit = f"more than max_seq_length {self.max_seq_length}"
-                remedy = "raise --max_seq_length or leave the row out"
+                remedy = "train with a larger --max_seq_length, or leave the row out"
                 row.unfit = f"{where}: prompt and answer take {tokens}, {limit}: {remedy}"
                 cuts.unfit += (row.unfit,)
             elif len(row.prompt) > budget:

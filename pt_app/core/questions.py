@@ -4,6 +4,7 @@ A row and a question are one example: its prompt begins with what is asked about
 ends with the question. The names of questions are not part of any prompt.
 """
 
+import json
 import math
 import random
 import re
@@ -16,11 +17,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pt_app.core.errors import UserError
-from pt_app.core.verdicts import YES_NO, Scale, Verdict
+from pt_app.core.verdicts import MAX_VALUES, YES_NO, Scale, Verdict
+from pt_app.core.words import is_unicode
 
 MAX_OPTIONS = 255
 TRUTH = ("true", "false", *YES_NO)
 # Names of questions are names of folders and columns.
+_JOINS = re.compile(r",|\bor\b")  # a name in which the line of the options would seem to go on
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # What each type of question may declare beside its instructions.
 OWN = {"bool": {"criteria"}, "choice": {"options"}, "score": {"levels", "scale", "legend"}}
@@ -76,9 +79,12 @@ class Question:
         Raises:
             UserError: for what is wrong with it; `where` names it in the message.
         """
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             remedy = "use letters, digits, _ . and -, at most 100, not . or - first"
             raise UserError(f'{where}: "{name}" is no name of a question: {remedy}')
+        if not is_unicode(json.dumps(declared.model_dump(), ensure_ascii=False)):
+            problem = "it holds half of a surrogate pair, which is no character: remove it"
+            raise UserError(f"{where}: {problem}")
         given = declared.model_dump(exclude={"type", "instructions"}, exclude_none=True)
         if foreign := sorted(given.keys() - OWN[declared.type]):
             raise UserError(f"{where}.{foreign[0]}: a {declared.type} question has none: remove it")
@@ -111,7 +117,7 @@ class Question:
             first, *_, last = self.scale.lines()
             return f"{self._listed}\n{first.strip()} to {last.split()[-1]}"
         names = [name for name, _ in self.described]
-        if any(words for _, words in self.described) or "," in "".join(names):
+        if any(words for _, words in self.described) or any(map(_JOINS.search, names)):
             return f"{self._listed}\n{self._form}"
         return f"{self._words}\n{self.scale.form(names)}"
 
@@ -154,6 +160,8 @@ class Question:
         if self.type == "bool":
             text = str(cell).strip().lower() if isinstance(cell, str | bool) else ""
             return {"true": "yes", "false": "no"}.get(text, text) if text in TRUTH else None
+        if self.type == "choice" and isinstance(cell, int) and not isinstance(cell, bool):
+            return self.scale.normalise(str(cell))  # JSON 1 for the option "1"
         if self.type == "score" and isinstance(cell, str):
             try:
                 cell = float(cell)
@@ -189,9 +197,12 @@ def _choice(declared: Declared, where: str) -> tuple[Scale, tuple[tuple[str, str
     if twice := [name for name, count in Counter(list(listed)).items() if count > 1]:
         raise UserError(f'{where}: two options are named "{twice[0]}": give each its own name')
     for name in listed:
-        if name != " ".join(name.split()) or not name:
+        if not name.strip():
+            raise UserError(f"{where}: an option has no name: name it or remove it")
+        if name != " ".join(name.split()):
             remedy = "write it on one line without blanks around it"
-            raise UserError(f'{where}: "{name}" cannot be the name of an option: {remedy}')
+            shown = json.dumps(name, ensure_ascii=False)
+            raise UserError(f"{where}: {shown} cannot be the name of an option: {remedy}")
     return Scale.of_options(list(words)), tuple((name, words[name] or "") for name in words)
 
 
@@ -202,6 +213,8 @@ def _score(declared: Declared, where: str) -> tuple[Scale, tuple[tuple[str, str]
         count = len(declared.levels)
         if count < 2:
             raise UserError(f"{where}.levels: {count} level is no scale: give 2 or more")
+        if count > MAX_VALUES:
+            raise UserError(f"{where}.levels: {count:,} levels: give {MAX_VALUES:,} at most")
         scale = Scale.from_name(f"0-{count - 1}")
         named = zip(map(str, scale.values), declared.levels, strict=True)
         return scale, tuple((name, words or "") for name, words in named if any(declared.levels))
@@ -229,7 +242,7 @@ def questions_of(declared: Mapping[str, Declared], where: str) -> tuple[Question
         raise UserError(f"{where}: there is no question: declare one or more")
     folded: dict[str, str] = {}
     for name in declared:
-        if (other := folded.setdefault(name.lower(), name)) != name:
+        if (other := folded.setdefault(str(name).lower(), name)) != name:
             problem = f'"{other}" and "{name}" are one folder on some disks'
             raise UserError(f"{where}: {problem}: rename one")
     return tuple(Question.of(name, each, f"{where}.{name}") for name, each in declared.items())

@@ -26,6 +26,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.files import shown
 from pt_app.core.questions import Asked, Question, only_scale
 from pt_app.core.verdicts import Scale, Task, Verdict, format_answer
+from pt_app.core.words import is_unicode
 
 ROLES = ("system", "user", "assistant")
 ONLY_READ = ("prompt", "system", "state", "question", "shares", "row", "where")  # ignored on disk
@@ -228,20 +229,12 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def first_problem(error: ValidationError) -> tuple[str, str]:
     """Name the field of the first problem, and the problem, in few words."""
     first = error.errors(include_url=False, include_context=False)[0]
-    # A union's problem ends with the name of the branch that was tried.
-    names = [str(part) for part in first["loc"] if str(part) not in ("int", "float", "str")]
+    # A union's problem has the name of the branch that was tried: int, or list[str].
+    types = re.compile(r"int|float|str|.*\[.*")
+    names = [str(part) for part in first["loc"] if not types.fullmatch(str(part))]
     # Not in the words of pydantic, which name classes of Python.
     said = re.sub(r"^Value error, | or instance of \w+", "", first["msg"])
     return ".".join(names), said[0].lower() + said[1:]

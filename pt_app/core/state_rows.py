@@ -20,10 +20,10 @@ from pt_app.core.records import (
     Place,
     as_name,
     checked,
-    is_unicode,
     one_line,
 )
 from pt_app.core.verdicts import Verdict
+from pt_app.core.words import is_unicode
 
 RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have such a name
 
@@ -81,7 +81,9 @@ def examples_of(
             belongs to no question.
     """
     bare = state_example(value, place, fields, name)
-    labels = value.get("labels") or {}
+    labels = value.get("labels")
+    if labels is None:
+        labels = {}
     if not isinstance(labels, Mapping):
         raise place.error("labels", "they are no object", "write {question: label}")
     declared = {question.name: question for question in questions}
@@ -132,8 +134,10 @@ def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
     if kind == "votes":
         counts = dict.fromkeys(question.scale.values, 0.0)
         for option, count in given.items():
-            if not isinstance(count, int | float) or not 0 <= count < math.inf:
-                raise place.error(f"{at}.votes.{option}", f"{count!r} votes", "give 0 or more")
+            is_count = isinstance(count, int | float) and not isinstance(count, bool)
+            if not is_count or not 0 <= count < math.inf:
+                problem = f"{json.dumps(count)} is no number of votes"
+                raise place.error(f"{at}.votes.{option}", problem, "give 0 or more")
             counts[_verdict(option, question, place, f"{at}.votes")] += count
         return _shared(counts, question, place, f"{at}.votes")
     if kind == "annotators":
@@ -156,7 +160,8 @@ def _shared(
     """Return votes as shares, and the verdict that they stand for."""
     total = sum(counts.values())
     if not total:
-        raise place.error(at, "all votes are 0", "give votes, or leave the question out of the row")
+        problem = "all votes are 0" if at.endswith("votes") else "there is none"
+        raise place.error(at, problem, "give one, or leave the question out of the row")
     shares = tuple(counts[value] / total for value in question.scale.values)
     rule = resolved_rule("auto", question.scale)
     return {"label": Label(verdict=choose(shares, question.scale, rule)), "shares": shares}
@@ -165,5 +170,6 @@ def _shared(
 def _verdict(cell: object, question: Question, place: Place, at: str) -> Verdict:
     verdict = question.verdict(cell)
     if verdict is None:
-        raise place.error(at, f"{cell!r} is not allowed", question.says())
+        shown = json.dumps(cell, ensure_ascii=False, default=str)
+        raise place.error(at, f"{shown} is not allowed", question.says())
     return verdict

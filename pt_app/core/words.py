@@ -113,3 +113,12 @@ def _pieces(run: str, longest: int = 1 << 30) -> list[tuple[int, int]]:
             spans[-1] = (spans[-1][0], end)
         whole = alone
     return spans
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

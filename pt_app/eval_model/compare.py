@@ -9,7 +9,7 @@ from pt_app.core.dataset import JudgeData, JudgeExample, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.grids import refuse_chat_rows
-from pt_app.core.results import RESULTS, JsonObject, LearningPoint, Results
+from pt_app.core.results import RESULTS, JsonObject, LearningPoint, QuestionSummary, Results
 from pt_app.eval_model.asking import prompted_rows
 from pt_app.eval_model.deciding import decided_rows
 from pt_app.eval_model.evaluation import ByQuestion, Scoring, probed, written
@@ -24,6 +24,8 @@ from pt_app.models import adapters, bases
 from pt_app.models.adapters import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
+
+NOT_SHARED = "left out: an adapter was not trained on it in these words and options"
 
 
 def evaluate_judges(
@@ -57,7 +59,8 @@ def evaluate_judges(
     infos = [_verified(Path(folder), dataset) for folder in folders]
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")
-    if dataset.questions:
+    declared = dataset.questions
+    if declared:
         dataset = _shared_questions(dataset, infos)
     test = draw(dataset.test, options.rows, options.seed)
     probes = _probe(infos[0], dataset, test, options) if infos else {}
@@ -72,7 +75,12 @@ def evaluate_judges(
     results = written(out, judges, dataset, test, _about(infos), probes, evidence)
     if options.curve:
         results.curve = _curve(results, dataset)
-        write_json_atomic(out / RESULTS, results.as_json())
+    results.questions |= {
+        q.name: QuestionSummary(type=q.type, scale=q.scale.name, few=NOT_SHARED)
+        for q in declared
+        if q not in dataset.questions
+    }
+    write_json_atomic(out / RESULTS, results.as_json())
     write_report(out)
     return results
 

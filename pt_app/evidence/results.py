@@ -129,7 +129,8 @@ def _numbers(
     if judge.cost is not None:  # else it is not written
         measured.cost = judge.cost
     if judge.rule is not None and measured.greedy is not None:
-        log.info(FAR_LINE, judge.name, measured.far_from_greedy, measured.n, FAR)
+        asked = next((f", {row.question}" for row in judge.rows if row.question), "")
+        log.info(FAR_LINE, judge.name + asked, measured.far_from_greedy, measured.n, FAR)
     return measured
 
 

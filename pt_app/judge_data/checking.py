@@ -24,11 +24,12 @@ from pt_app.core.leaks import (
     input_text,
     is_telling,
 )
+from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample, one_line
 from pt_app.core.results import JsonObject, Metric
-from pt_app.core.verdicts import Scale
+from pt_app.core.verdicts import YES_NO, Scale, Verdict
 from pt_app.core.words import normalised, words_of
 from pt_app.evidence.biases import share_won_by_longer
 from pt_app.evidence.intervals import Z, wilson
@@ -39,7 +40,7 @@ from pt_app.judge_data.preview import encoder_of
 
 Splits = Mapping[str, Sequence[JudgeExample]]
 EXAMPLES = 5
-MAX_LABELS = 11  # labels whose shares are listed in a line; of more, quartiles are given
+MAX_LABELS = 11  # labels whose shares are listed in a line; of more numbers, quartiles are given
 MIN_ALIKE = 5  # rows of a split; fewer rows may well have one label
 MIN_GROUPS = 10  # for an interval of length and label
 # What is measured of length and label, its value where length predicts nothing, and how far from
@@ -114,7 +115,7 @@ class CheckReport:
     leaks: Sequence[Leak]
     by_row: bool
     near: float
-    labels: Mapping[str, Mapping[str, int]]
+    labels: Mapping[str, Mapping[Verdict, int]]
     lengths: Lengths | None
     findings: Mapping[str, Sequence[str] | int]
     fit: Fit | None = None
@@ -207,7 +208,7 @@ def check_examples(
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
     labels = {
-        split: {str(value): counts[value] for value in scale.values if counts[value]}
+        split: {value: counts[value] for value in scale.values if counts[value]}
         for split, counts in label_counts(splits).items()
     }
     lengths = length_and_label(rows, scale)
@@ -223,7 +224,7 @@ def check_asked(
     firsts = {n: [rows[own[0]] for own in members_of(rows)] for n, rows in splits.items()}
     report = check_examples(firsts, asked[0].scale, near=near, by_row=by_row)
     questions: dict[str, CheckReport] = {}
-    labels: dict[str, Mapping[str, int]] = {}
+    labels: dict[str, Mapping[Verdict, int]] = {}
     found: list[str] = []
     for question in asked:
         name = question.name
@@ -252,9 +253,10 @@ def check_folder(
     """Read a dataset folder and check it.
 
     With `model` the report also says whether the rows fit, and looks for the control tokens of that
-    tokenizer. Raises UserError for a folder that cannot be read.
+    tokenizer. Raises UserError for a folder that cannot be read, or whose template cannot.
     """
     data = read_dataset(folder, allow_leaks=True)
+    Template.load(data.card.template, data.card.rubric)
     splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
     by_row = data.card.split.by == "row"
     report = replace(check_asked(splits, data.asked, near=near, by_row=by_row), notes=data.notes)
@@ -277,7 +279,7 @@ def refuse_leaks(report: CheckReport, folder: Path) -> None:
     raise UserError(f"{folder} leaks: {what}{more}: {remedy}")
 
 
-def _one_class(labels: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _one_class(labels: Mapping[str, Mapping[Verdict, int]]) -> list[str]:
     """Say where every label is the same, so that a judge that always gives it is never wrong."""
     values = {label for counts in labels.values() for label in counts}
     if len(values) == 1:
@@ -309,13 +311,14 @@ def _contradictions(rows: Sequence[JudgeExample]) -> list[str]:
 def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | None:
     """Measure how far the candidates' lengths in characters alone predict the labels.
 
-    Returns None with under MIN_GROUPS groups, or where all lengths or all labels are equal. The
-    interval counts each group as one row: Fisher's z for a correlation, Wilson's for a share.
+    Returns None with under MIN_GROUPS groups, where all lengths or all labels are equal, and for
+    options, which have no order. The interval counts each group as one row: Fisher's z for a
+    correlation, Wilson's for a share.
     """
     labelled = [(row, texts) for row in rows if row.label and (texts := candidate_texts(row))]
     groups = len({row.group for row, _ in labelled})
     verdicts = [row.label.verdict for row, _ in labelled if row.label]
-    if groups < MIN_GROUPS:
+    if groups < MIN_GROUPS or (scale.task == "choice" and scale.values != YES_NO):
         return None
     if scale.task == "pairwise":
         share = share_won_by_longer([texts for _, texts in labelled], verdicts)
@@ -326,8 +329,8 @@ def length_and_label(rows: Sequence[JudgeExample], scale: Scale) -> Lengths | No
     lengths = [len(texts[0]) for _, texts in labelled]
     if len(set(places)) < 2 or len(set(lengths)) < 2:
         return None
-    # The scale of pass and fail lists PASS first.
-    rho = float(spearmanr(lengths, places).statistic) * (-1 if scale.task == "pass_fail" else 1)
+    # PASS and yes stand first.
+    rho = float(spearmanr(lengths, places).statistic) * (1 if scale.task == "score" else -1)
     z, error = math.atanh(max(-0.999999, min(rho, 0.999999))), Z / math.sqrt(groups - 3)
     return Lengths("spearman", rho, math.tanh(z - error), math.tanh(z + error), groups)
 
@@ -362,12 +365,15 @@ def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fi
     return Fit(model, encoder.max_seq_length, *counts, first=next(iter(cuts.unfit), ""))
 
 
-def _distribution(counts: Mapping[str, int]) -> str:
-    """Say how the labels spread: the share of each, or of a fine scale the quartiles."""
+def _distribution(counts: Mapping[Verdict, int]) -> str:
+    """Say how the labels spread: the share of each, of many numbers the quartiles."""
     total = sum(counts.values())
-    if len(counts) <= MAX_LABELS:
-        shares = ", ".join(f"{value} {n / total:.0%}" for value, n in counts.items())
-        return f"{shares} (n {total:,})"
-    values = sorted(float(value) for value, n in counts.items() for _ in range(n))
-    quartiles = ", ".join(f"{values[total * i // 4]:g}" for i in (1, 2, 3))
-    return f"{values[0]:g} to {values[-1]:g}, quartiles {quartiles} (n {total:,})"
+    numbers = sorted(value for value in counts if not isinstance(value, str))
+    if len(counts) > MAX_LABELS and numbers:
+        values = [value for value in numbers for _ in range(counts[value])]
+        quartiles = ", ".join(f"{values[total * i // 4]:g}" for i in (1, 2, 3))
+        return f"{values[0]:g} to {values[-1]:g}, quartiles {quartiles} (n {total:,})"
+    shown = dict(counts if len(counts) <= MAX_LABELS else Counter(counts).most_common(MAX_LABELS))
+    shares = ", ".join(f"{value} {n / total:.0%}" for value, n in shown.items())
+    more = len(counts) - len(shown)
+    return f"{shares}{f' and {more} more' if more else ''} (n {total:,})"

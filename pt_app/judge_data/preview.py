@@ -1,7 +1,7 @@
 """Show prompts as the model reads them, and which of their tokens training supervises."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from pt_app.core.dataset import DatasetCard, card_asks, find_folder, read_card, 
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import visible
 from pt_app.core.grids import AUTO, choose_grid
-from pt_app.core.orders import both_orders
+from pt_app.core.orders import answers_of, both_orders
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import Encoded, PromptEncoder
 from pt_app.core.questions import Asked
 from pt_app.core.records import JudgeExample
+from pt_app.core.settings import Settings
 
 SUPERVISED, CONTROL, PROMPT = "bold green", "cyan", "dim"
 WIDTH = 80
@@ -54,12 +55,12 @@ def preview(
     rows = read_rows(path, card, split)
     train = rows if split == "train" else _train_rows(folder, card)
     asked, why = choose_grid(grid, card_asks(card, folder / "dataset.json"), train, others=rows)
-    rows = rows if split == "test" else both_orders(rows)
+    read, shares = _as_read(rows, split)
     encoder = encoder_of(card, asked, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.
-    groups = {row.group for row in rows[:n]}
-    together = [at for at, row in enumerate(rows) if row.group in groups]
-    encoded = dict(zip(together, encoder.fit([rows[at] for at in together])[0], strict=True))
+    groups = {row.group for row in read[:n]}
+    together = [at for at, row in enumerate(read) if row.group in groups]
+    encoded = dict(zip(together, encoder.fit([read[at] for at in together])[0], strict=True))
     console = Console(highlight=False)
     marked = console.color_system is None or console.no_color
     names = ("⟦supervised⟧", "‹control token›") if marked else ("supervised", "control")
@@ -68,14 +69,30 @@ def preview(
     console.print(legend, soft_wrap=True)
     if why:
         console.print(why, markup=False, soft_wrap=True)
-    for at, row in enumerate(rows[:n]):
-        name = f"\nrow {at + 1} of {len(rows)}, {' '.join(_shown(row.id).split())}"
+    for at, row in enumerate(read[:n]):
+        name = f"\nrow {at + 1} of {len(read)}, {' '.join(_shown(row.id).split())}"
+        name += f", {row.asks}" if row.asks else ""
+        name += f", share {shares[at]:.2g}" if shares[at] < 1 else ""
         console.print(_heading(name, row, encoded[at], encoder), soft_wrap=True)
         if encoded[at].unfit:
             continue
         console.print(_tokens(encoded[at], encoder, marked), soft_wrap=True)
         for line in _id_lines(encoded[at], encoder) if ids else ():
             console.print(line, style=PROMPT, markup=False, soft_wrap=True)
+
+
+def _as_read(
+    rows: Sequence[JudgeExample], split: str
+) -> tuple[Sequence[JudgeExample], Sequence[float]]:
+    """Return rows as they are trained or validated, and the share of each in its label.
+
+    Pairs are in both orders. Questions have a row for each answer, whose options training lists in
+    an order drawn by the default seed.
+    """
+    if split != "test" and rows[0].asks:
+        return answers_of(rows, Settings.seed if split == "train" else None)
+    rows = rows if split == "test" else both_orders(rows)
+    return rows, [1.0] * len(rows)
 
 
 def _train_rows(folder: Path, card: DatasetCard) -> list[JudgeExample]:

@@ -48,6 +48,7 @@ from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed
 from pt_app.judge_data.splitting import group_of
 
 Columns = Mapping[str, Sequence[str]]
+MEMBERS = ("state", "questions", "rubric", "template", "task")  # of a file of questions
 
 
 def import_questions(
@@ -80,7 +81,14 @@ def import_questions(
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
     about |= {"imports": [tally.about(read, options.format, options)]}
     folder = build_folder(out, examples, card | about, plan, append)
-    return [f"questions: {', '.join(names)}", *tally.lines(), *folder.lines()]
+    labelled = {example.asks for example in examples}
+    bare = [
+        f"warning: no row has a label for {name}: name its column (--map {name}=COLUMN), append "
+        "rows that have one, or leave the question out"
+        for name in names
+        if name not in labelled
+    ]
+    return [f"questions: {', '.join(names)}", *tally.lines(), *bare, *folder.lines()]
 
 
 def _refuse_others(options: ImportOptions) -> None:
@@ -145,12 +153,19 @@ def declared(text: str, path: Path) -> Row:
     """Read the text of a file of questions as the part of dataset.json that it is."""
     try:
         value = yaml.load(text, _EachOnce)
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        where = f"{path}, line {at.line + 1}, column {at.column + 1}" if at else str(path)
+        remedy = "correct it (texts with marks such as ? : # stand in quotes)"
+        raise UserError(f"{where}: {one_line(error.problem or str(error))}: {remedy}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = one_line(str(error))
         raise UserError(f"{path} cannot be read as YAML ({problem}): correct it") from error
     if not isinstance(value, dict) or not {"state", "questions"} <= value.keys():
         remedy = "write state, a list of fields, and questions (docs/QUESTIONS.md)"
         raise UserError(f"{path}: it has no state or no questions: {remedy}")
+    if other := sorted(map(str, value.keys() - MEMBERS)):
+        raise UserError(f"{path}: {other[0]} is not known: use {', '.join(MEMBERS)}")
     return {**value, "task": "questions"}
 
 
@@ -212,6 +227,12 @@ class StateMap:
                 problem = f"has no column {name}; its columns are {', '.join(table.columns)}"
                 remedy = f"say which one it is with --map {name}=COLUMN"
                 raise UserError(f"{table.name} {problem}: {remedy}")
+        for name in asked:
+            if shown := {column for field in state for column in columns[field]} & {
+                *columns.get(name, ())
+            }:
+                problem = f"the column {min(shown)} is shown to the judge, and its label"
+                raise UserError(f"{table.name}: {problem} ({name}): take it out of the state")
         return StateMap(columns, state)
 
     def fields(self, place: Place, value: Row) -> Row:
@@ -241,6 +262,10 @@ def _rows(
             tally.dropped.add(reason)
             continue
         own = parsed(value.get("labels"))
+        if not (isinstance(own, Mapping) or is_empty(own)):
+            remedy = "write {question: label}, or name the column otherwise"
+            tally.refuse(place.error("labels", "they are no object", remedy))
+            continue
         labels = dict(own) if isinstance(own, Mapping) else {}
         for name in asked:
             cells = {column: find(value, column) for column in columns.columns.get(name, ())}
@@ -272,7 +297,8 @@ def _merged(
     """
     if not {"id", "rater"} <= columns.columns.keys():
         for place, row in rows:
-            row.pop("rater", None)
+            if not is_empty(rater := row.pop("rater", None)):
+                row.setdefault("meta", {})["rater"] = rater
             yield place, row, 1
         return
     for group in by_id(_with_id(rows, tally), columns.state, tally.refuse):

@@ -167,7 +167,7 @@ def _pieces(rows: Sequence[JudgeExample], unit: Unit, places: Mapping[str, str])
 
 
 def strata_of(examples: Sequence[JudgeExample]) -> list[int]:
-    """Return the stratum of each row: its label, or the label's quantile where there are many.
+    """Return the stratum of each row: its label, or its quantile among many numbers.
 
     Each question has strata of its own.
     """
@@ -187,10 +187,10 @@ def _strata_of(examples: Sequence[JudgeExample]) -> list[int]:
     verdicts = [example.label.verdict if example.label else None for example in examples]
     labels = [verdict for verdict in verdicts if verdict is not None]
     strata = {verdict: i for i, verdict in enumerate(sorted(set(labels), key=str))}
-    if len(strata) > MAX_STRATA:
-        numbers = sorted(map(float, labels))
+    numbers = sorted(label for label in labels if not isinstance(label, str))
+    if len(strata) > MAX_STRATA and numbers:
         edges = [numbers[len(numbers) * i // QUANTILES] for i in range(1, QUANTILES)]
-        strata = {verdict: sum(float(verdict) >= edge for edge in edges) for verdict in strata}
+        strata = {number: sum(number >= edge for edge in edges) for number in numbers}
     return [UNLABELLED if verdict is None else strata[verdict] for verdict in verdicts]
 
 

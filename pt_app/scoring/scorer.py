@@ -338,6 +338,11 @@ def verdict_trie(encoder: PromptEncoder, scale: Scale | None = None) -> VerdictT
         if encoder.answer_ids(line + "Issues: none")[: len(ids)] != ids:
             problem = f"merges the end of {line.strip()!r} with what follows"
             raise UserError(f"this tokenizer {problem}: use another model")
+    first: dict[tuple[int, ...], str] = {}
+    for line, ids in zip(texts, lines, strict=True):
+        if (other := first.setdefault(tuple(ids), line)) != line:
+            alike = f'"{other.strip()}" and "{line.strip()}" alike'
+            raise UserError(f"this tokenizer writes {alike}: rename one, or use another model")
     return VerdictTrie.build(lines)
 
 

@@ -19,7 +19,7 @@ from pt_app.core.dataset import (
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import number
 from pt_app.core.grids import choose_grid
-from pt_app.core.orders import both_orders, names_a_candidate
+from pt_app.core.orders import answers_of, both_orders, names_a_candidate
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import Question, chosen, per_question
@@ -28,7 +28,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
 from pt_app.models import bases
-from pt_app.training.answers import answers_of, balanced
+from pt_app.training.answers import balanced
 
 log = logging.getLogger(__name__)
 
