@@ -227,11 +227,10 @@ class StateMap:
                 problem = f"has no column {name}; its columns are {', '.join(table.columns)}"
                 remedy = f"say which one it is with --map {name}=COLUMN"
                 raise UserError(f"{table.name} {problem}: {remedy}")
+        shown = {column for field in state for column in columns[field]}
         for name in asked:
-            if shown := {column for field in state for column in columns[field]} & {
-                *columns.get(name, ())
-            }:
-                problem = f"the column {min(shown)} is shown to the judge, and its label"
+            if both := shown.intersection(columns.get(name, ())):
+                problem = f"the column {min(both)} is shown to the judge, and its label"
                 raise UserError(f"{table.name}: {problem} ({name}): take it out of the state")
         return StateMap(columns, state)
 
