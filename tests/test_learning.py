@@ -24,7 +24,7 @@ from pt_app.scoring.scorer import JudgeScorer
 from pt_app.training.learning import Learning
 from pt_app.training.loop import LoopState
 from pt_app.training.loss import AnswerLoss
-from pt_app.training.run import share_of
+from pt_app.training.run import Progress, share_of
 from pt_app.training.validation import Validation
 from tests.test_trainer import make_examples, make_loop
 from tests.tiny_models import make_model, make_tokenizer
@@ -208,3 +208,26 @@ def test_training_scores_its_base_once_and_compares_each_validation(
     assert history[0]["step"] == 0
     assert {"base_log_loss", "base_kappa_quadratic"} <= history[0].keys()
     assert sum("eval_kappa_quadratic" in entry for entry in history) == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "jumped"),
+    [
+        ([6.1, 0.8, 0.17, 0.14, 0.14, 0.13, 0.12], False),
+        ([0.116, 0.119, 0.105, 0.107, 0.116, 0.511], True),  # of a training that lost everything
+        ([0.116, 0.119, 0.105, 0.107, 0.116, 0.2], False),
+        ([0.003, 0.004, 0.002, 0.003, 0.004, 0.02], False),
+        ([0.116, 0.511], False),
+    ],
+)
+def test_a_loss_that_jumps_is_warned_of(losses: list[float], jumped: bool, said: Any) -> None:
+    state, progress = LoopState(max_steps=70), Progress()
+    for loss in losses:
+        state.global_step += 10
+        state.log_history.append({"loss": loss, "step": state.global_step})
+        progress.on_log(None, state, None, {"loss": loss})
+    state.log_history.append({"eval_loss": 9.0, "step": state.global_step})
+    progress.on_log(None, state, None, {"eval_loss": 9.0})
+    warned = [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
+    expected = f"step {10 * len(losses)}: the loss jumped from 0.116 to 0.511: what was learned"
+    assert [message.startswith(expected) for message in warned] == [True] * jumped

@@ -5,11 +5,12 @@ import math
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -236,6 +237,13 @@ def cosine(warmup: float, step: int, steps: int) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
+RECENT = 5  # logged losses, of ten steps each
+JUMPED = (
+    "step %d: the loss jumped from %.3g to %.3g: what was learned before may be lost: "
+    "look at the evaluation, or train with a lower --lr"
+)
+
+
 class Progress(ProgressCallback):  # type: ignore[misc]
     """Show a bar with an ETA and one line per log; pass the numbers to `log_numbers` too."""
 
@@ -254,8 +262,25 @@ class Progress(ProgressCallback):  # type: ignore[misc]
         more = ("_low", "_high", "_gain", "_log_loss", "_entropy", "_n_tokens", "_n_bytes")
         names = [name for name in names if not name.endswith(more)]
         line = ", ".join(f"{name} {logs[name]:.4g}" for name in names)
+        before = loss_before_jump(state.log_history) if "loss" in logs else None
         with logging_redirect_tqdm(console.LOGGERS):
             log.info("step %d/%d: %s", state.global_step, state.max_steps, line)
+            if before is not None:
+                log.warning(JUMPED, state.global_step, before, logs["loss"])
+
+
+def loss_before_jump(history: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the median of the last losses if the newest one jumped away from it; else None.
+
+    A jump is to over twice the median of the five before, and by over 0.1: the losses of the
+    trainings that lost what they had learned went from 0.1 to 0.5 within ten steps (docs/LOG.md),
+    those of the others vary by a third.
+    """
+    *before, now = [entry["loss"] for entry in history if "loss" in entry]
+    if len(before) < RECENT:
+        return None
+    usual = median(before[-RECENT:])
+    return usual if now > 2 * usual + 0.1 else None
 
 
 @contextmanager
