@@ -27,6 +27,7 @@ from pt_app.core.results import PREDICTIONS, PROBE, RESULTS, Prediction
 from pt_app.core.settings import resolve
 from pt_app.core.verdicts import Scale
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
+from pt_app.training.loop import TrainingLoop
 from pt_app.training.preparation import prepare
 from tests import question_rows, test_question_evidence
 from tests.real_data import real
@@ -375,6 +376,41 @@ def test_a_joint_adapter_is_compared_with_that_of_one_question(tmp_path: Path) -
     )
     assert "kappa_quadratic not worse by 0.02" in line
     assert "n = 8" in line  # of 12: the experiment draws as many
+
+
+@pytest.mark.slow
+def test_a_stopped_cell_goes_on_from_its_checkpoint_to_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"rows": 96, "val_rows": 4, "test_rows": 12, "lexicon": "small"}
+    short = {"epochs": 1, "batch_size": 4, "gradient_accumulation": 1, "tracking": "off"}
+    entry = {"name": "joint", "sets": ["one"], "seeds": [0], "settings": short | {"eval_steps": 0}}
+    whole = experiment([entry], one=SET | {"generate": flags})
+    (cell,), take, taken, last = whole.all(), TrainingLoop._take, list[int](), 14
+
+    def counted(loop: TrainingLoop, step: Any) -> None:
+        if loop.state.global_step == last:
+            raise UserError("stopped")
+        taken.append(loop.state.global_step)
+        take(loop, step)
+
+    assert run.run_cells(whole, [cell], tmp_path / "whole") == []
+    monkeypatch.setattr(run, "SAVED_EVERY", 4)
+    monkeypatch.setattr(TrainingLoop, "_take", counted)
+    assert run.run_cells(whole, [cell], tmp_path / "stopped") == ["one.joint.0: stopped"]
+    last = 24
+    with monkeypatch.context() as evaluation:
+        evaluation.setattr(run, "_evaluate_alone", lambda *_: (tmp_path / "no").read_text())
+        (failed,) = run.run_cells(whole, [cell], tmp_path / "stopped")
+        assert "FileNotFoundError" in failed
+    assert run.run_cells(whole, [cell], tmp_path / "stopped") == []
+    assert taken == [*range(14), *range(12, 24)], "an evaluation that stopped trains nothing again"
+    losses = [
+        json.loads((tmp_path / each / cell.name / run.CELL).read_text())["losses"]
+        for each in ("whole", "stopped")
+    ]
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
 
 
 def test_validation_rows_of_a_fold_are_taken_from_its_training_rows(tmp_path: Path) -> None:

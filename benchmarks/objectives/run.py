@@ -46,7 +46,9 @@ from pt_app.training.preparation import Prepared
 
 CELL = "cell.json"  # written last: a cell that has it is finished
 SETTINGS = "settings.yaml"
-OWN = ("seed", "data_dir", "output_dir")  # of the settings file, beside the settings of a cell
+# Of the settings file, beside the settings of a cell.
+OWN = ("seed", "data_dir", "output_dir", "save_steps", "resume")
+SAVED_EVERY = 50  # steps: minutes, of the hour that a cell may take
 
 
 def is_finished(cell: Cell, out: Path) -> bool:
@@ -97,10 +99,10 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     """Train and evaluate one cell; keep its files in a folder of its name."""
     folder, began, computed = out / cell.name, time.time(), time.process_time()
     work = folder / "run"
-    shutil.rmtree(work, ignore_errors=True)
+    resume = _can_resume(cell, work, folder / SETTINGS)
     about = experiment.sets[cell.set]
     data = dataset_of(cell.set, about, cell.seed, out / "data")
-    this = Run("mps", _settings(cell, data, work, folder / SETTINGS))
+    this = Run("mps", _settings(cell, data, work, folder / SETTINGS, resume))
     this.prepared = _cut(this.prepared, experiment, about.test_rows, this.settings)
     if about.folds and about.primary == "f1_fail":
         this.prepared = _validated(this.prepared, experiment.validation_rows)
@@ -122,18 +124,35 @@ def run_cell(experiment: Experiment, cell: Cell, out: Path) -> None:
     write_json_atomic(folder / CELL, {**counts, **seconds, **told})
 
 
-def _settings(cell: Cell, data: Path, output: Path, file: Path) -> Settings:
+def _can_resume(cell: Cell, work: Path, file: Path) -> bool:
+    """Return whether a stopped training of the cell has a checkpoint; else remove what it left.
+
+    An adapter whose evaluation was stopped is made again from its last checkpoint.
+    """
+    for adapter in work.glob("*_final"):
+        shutil.rmtree(adapter)
+    if any(work.glob("*/checkpoint-*")) and file.exists() and _is_as_run(cell, file):
+        return True
+    shutil.rmtree(work, ignore_errors=True)
+    return False
+
+
+def _settings(cell: Cell, data: Path, output: Path, file: Path, resume: bool) -> Settings:
     """Write the settings file of a cell, and resolve it as a recipe does its --config."""
-    own = dict(zip(OWN, (cell.seed, str(data), str(output)), strict=True))
+    resumed = "newest" if resume else "off"
+    own = dict(
+        zip(OWN, (cell.seed, str(data), str(output), SAVED_EVERY, resumed), strict=True),
+    )
     values = {**cell.settings, **own}
     write_text_atomic(file, yaml.safe_dump(values, sort_keys=False))
     return resolve("mps", ["--config", str(file)], "judge bench objectives", "")
 
 
 def _is_as_run(cell: Cell, file: Path) -> bool:
-    """Return whether the settings file of a finished cell holds its present settings."""
+    """Return whether the settings file of a cell holds its present settings."""
     kept = checked(dict[str, object], read_yaml(file), file)
-    return cell.settings == {key: kept[key] for key in kept if key not in OWN}
+    both = ({n: v for n, v in each.items() if n not in OWN} for each in (cell.settings, kept))
+    return next(both) == next(both)
 
 
 def _cut(
