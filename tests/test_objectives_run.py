@@ -379,7 +379,7 @@ def test_a_joint_adapter_is_compared_with_that_of_one_question(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_stopped_cell_goes_on_from_its_checkpoint_to_the_same_losses(
+def test_a_stopped_cell_continues_from_its_checkpoint_with_the_same_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"rows": 96, "val_rows": 4, "test_rows": 12, "lexicon": "small"}
