@@ -1,7 +1,7 @@
 """Run the cells: each trains, is evaluated, and keeps predictions.jsonl, results.json, cell.json.
 
-A finished cell is not run again, so that the same command resumes a stopped experiment; a stopped
-cell starts again. Processes with one output folder share the cells.
+A finished cell is not run again, and a stopped one continues from its last checkpoint, so that the
+same command resumes a stopped experiment. Processes with one output folder share the cells.
 """
 
 import os
