@@ -78,7 +78,7 @@ def test_a_column_a_question_becomes_a_folder_that_training_reads(
     assert (first.row or {})["labels"] == {
         "polite": "no",
         "offer": {"annotators": {"ana": "replacement", "rui": "refund"}},
-        "quality": "3",
+        "quality": 3,
     }
 
 

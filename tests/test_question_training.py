@@ -1,6 +1,7 @@
 """Training on several questions of a row in one pack: loss, gradients, weights and steps."""
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pt_app.core.prompts import PromptEncoder
 from pt_app.core.questions import per_question
 from pt_app.core.records import JudgeExample
 from pt_app.models.packing import Example, StepCollator, pack, unpacked
-from pt_app.training.answers import balanced
+from pt_app.training.answers import balanced, counts_of_rows
 from pt_app.training.loss import summed_loss
 from pt_app.training.ordering import RowSteps
 from tests.question_rows import QUESTIONS, questions, write_questions
@@ -105,6 +106,38 @@ def test_questions_weigh_alike_however_many_labels_they_have(rows: list[JudgeExa
         assert total["quality"] == pytest.approx(ratio * total["offer"])
         assert total["overall"] == pytest.approx(total["apologises"])
         assert sum(weights) == pytest.approx(len(fewer))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_question_weighs_as_much_over_steps_in_which_few_rows_have_its_label(
+    tokenizer: Any, rows: list[JudgeExample], share: float
+) -> None:
+    rng = random.Random(0)
+    two = [row for row in rows * 40 if row.asks in ("apologises", "quality")]
+    named = [row.model_copy(update={"id": f"{i // 2}", "where": ""}) for i, row in enumerate(two)]
+    kept = [row for row in named if row.asks == "apologises" or rng.random() < share]
+    answers, shares = answers_of(kept, seed=None)
+    weights, members = balanced(answers, shares, {}), members_of(answers)
+    counts = counts_of_rows(members, weights, [3] * len(answers))
+    total: Counter[str] = Counter()
+    for start in range(0, len(members), 4):
+        step = [answer for own in members[start : start + 4] for answer in own]
+        divisor = sum(counts[answer] for answer in step)
+        for answer in step:
+            total[answers[answer].asks] += weights[answer] / divisor  # type: ignore[assignment]
+    assert total["quality"] == pytest.approx(total["apologises"], rel=0.05)
+
+
+def test_rows_with_all_labels_count_as_their_supervised_tokens(
+    tokenizer: Any, rows: list[JudgeExample]
+) -> None:
+    answers, shares = answers_of(rows, seed=None)
+    weights, members = balanced(answers, shares, {}), members_of(answers)
+    counts = counts_of_rows(members, weights, [3] * len(answers))
+    assert sum(counts) == pytest.approx(3 * sum(weights))
+    examples = [one | {"count": n} for one, n in zip(encoded(tokenizer, rows), counts, strict=True)]
+    step = StepCollator(0, 2048)(examples)  # type: ignore[arg-type]
+    assert float(step["count"]) == pytest.approx(sum(counts))
 
 
 def test_options_are_trained_in_an_order_of_the_row_and_the_seed(rows: list[JudgeExample]) -> None:

@@ -19,6 +19,7 @@ from pt_app.core.verdicts import Scale, Verdict
 # Two verdicts whose expected losses (in steps of the scale, or their squares) are this close are a
 # tie: rounding decides between them.
 TIE = 1e-5
+EQUAL = 1e-12  # losses of equal shares differ by no more, which is rounding
 FAR = 0.1  # of the scale's range: a greedy answer that is farther from the verdict is counted
 FAR_LINE = (
     "%s: in %d of %d rows the greedy answer says another verdict (scores: by over %g of the range)"
@@ -50,7 +51,7 @@ def choose(probabilities: Sequence[float], scale: Scale, rule: VerdictRule) -> V
             "mode" (0 for the right verdict, else 1).
     """
     values, losses = _expected_losses(probabilities, scale, rule)
-    best = np.flatnonzero(losses == losses.min())
+    best = np.flatnonzero(losses <= losses.min() * (1 + EQUAL) + EQUAL)
     # Either candidate would depend on which of them is shown first.
     return "tie" if scale.task == "pairwise" and len(best) > 1 else values[best[0]]
 

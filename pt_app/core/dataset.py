@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import (
+    AS_ROWS,
     json_lines,
     parse_json,
     read_json,
@@ -308,22 +309,22 @@ def _values(path: Path) -> Iterator[tuple[Place, object]]:
     """Yield each row of a JSON list, or each line of JSON Lines, with its place."""
     text = read_text(path)
     if text.lstrip()[:1] == "[":
-        for row, value in enumerate(parse_json(text, path), start=1):
+        for row, value in enumerate(parse_json(text, path, **AS_ROWS), start=1):
             yield Place(path, row, lines=False), value
         return
-    for number, value in json_lines(text, path):
+    for number, value in json_lines(text, path, **AS_ROWS):
         yield Place(path, number, lines=True), value
 
 
 def check_ids(examples: Iterable[JudgeExample]) -> None:
     """Raise UserError for the first id that two rows have."""
-    seen: dict[str, str] = {}
+    seen: dict[str, JudgeExample] = {}
     for example in examples:
-        # The examples of a row, one for each question, have one id and one place.
-        if example.id in seen and not (example.asks and seen[example.id] == example.where):
-            where = f"{seen[example.id]} and {example.where}, field id"
+        other = seen.setdefault(example.id, example)
+        # The examples of a row, one for each question, hold the same row.
+        if other is not example and not (example.asks and other.row is example.row):
+            where = f"{other.where} and {example.where}, field id"
             raise UserError(f'two rows have the id "{example.id}": {where}: give each its own')
-        seen[example.id] = example.where
 
 
 def _check_groups(splits: Mapping[str, Iterable[JudgeExample]], folder: Path) -> None:

@@ -216,15 +216,19 @@ def read_yaml(path: Path, absent: str = ABSENT, remedy: str = "correct it") -> A
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): {remedy}") from error
 
 
-def json_lines(text: str, path: Path, remedy: str = "correct it") -> Iterator[tuple[int, Any]]:
+# How `parse_json` reads rows of labels: a NaN or a member of a name twice would lose a label.
+AS_ROWS: Mapping[str, Any] = {"constant": refuse_constant, "pairs": _each_once}
+
+
+def json_lines(text: str, path: Path, **how: Any) -> Iterator[tuple[int, Any]]:
     """Yield the values of JSON Lines with the numbers of their lines; blank lines hold none.
 
     Only "\\n" ends a line: a text may hold U+2028 and its like, at which `str.splitlines` cuts.
-    Raises UserError as `parse_json` does.
+    Raises UserError as `parse_json` does, which takes `how`.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield number, parse_json(line, path, number, remedy=remedy)
+            yield number, parse_json(line, path, number, **how)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

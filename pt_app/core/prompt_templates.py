@@ -70,10 +70,11 @@ class Template:
             if text := getattr(self, name):
                 write_text_atomic(folder / f"{name}.txt", text + "\n")
 
-    @property
-    def asks(self) -> bool:
-        """Whether it shows a declared question and what is asked about."""
-        return _asks(set(_FIELD.findall(self.user)))
+    def check_asks(self) -> None:
+        """Raise UserError if it does not show a declared question and what is asked about."""
+        if not _asks(set(_FIELD.findall(self.user))):
+            problem = f"template {self.name} shows no {{state}} and {{question}}"
+            raise UserError(f"{problem}: use questions, or put both into its user.txt")
 
     def words(self, scale: Scale) -> str:
         """Return what is asked in words: the system's text with the rubric.

@@ -87,11 +87,8 @@ class PromptEncoder:
         self.template, self.asked = template, asked
         self.asked_rule = resolved_rule(rule, asked) if isinstance(asked, Scale) else rule
         self.max_seq_length = max_seq_length
-        if self.questions and not template.asks:
-            remedy = "use questions, or put both into its user.txt"
-            raise UserError(
-                f"template {template.name} shows no {{state}} and {{question}}: {remedy}"
-            )
+        if self.questions:
+            template.check_asks()
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{self._name} has no chat template: give it one with --chat_template")
         try:

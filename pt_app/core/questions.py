@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,8 +23,8 @@ from pt_app.core.words import is_unicode
 
 MAX_OPTIONS = 255
 TRUTH = ("true", "false", *YES_NO)
-# Names of questions are names of folders and columns.
 _JOINS = re.compile(r",|\bor\b")  # a name in which the line of the options would seem to go on
+# Names of questions are names of folders and columns.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # What each type of question may declare beside its instructions.
 OWN = {"bool": {"criteria"}, "choice": {"options"}, "score": {"levels", "scale", "legend"}}
@@ -194,7 +195,9 @@ def _choice(declared: Declared, where: str) -> tuple[Scale, tuple[tuple[str, str
     words = listed if isinstance(listed, dict) else dict.fromkeys(listed)
     if not 2 <= len(listed) <= MAX_OPTIONS:
         raise UserError(f"{where}: {len(listed)} options: give 2 to {MAX_OPTIONS}")
-    if twice := [name for name, count in Counter(list(listed)).items() if count > 1]:
+    # Two forms of one letter (NFC, NFD) look alike, and most tokenizers make them equal.
+    names = Counter(unicodedata.normalize("NFC", name) for name in listed)
+    if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(f'{where}: two options are named "{twice[0]}": give each its own name')
     for name in listed:
         if not name.strip():

@@ -141,8 +141,9 @@ class JudgeExample(BaseModel):
         The answer of a chat row is rewritten from its label, as training supervises it.
         """
         if self.row is not None:
+            kept = {name: cell for name, cell in self.row.items() if name != "meta"}
             meta = {"meta": self.meta} if self.meta else {}
-            return {**self.row, "id": self.id, "group": self.group, **meta}
+            return {**kept, "id": self.id, "group": self.group, **meta}
         if self.prompt is None:
             return self.model_dump(exclude={"where"}, exclude_defaults=True)
         answer = self.answer(only_scale(scale))

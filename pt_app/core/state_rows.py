@@ -6,7 +6,6 @@
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,11 +19,13 @@ from pt_app.core.records import (
     Place,
     as_name,
     checked,
+    clipped,
     one_line,
 )
 from pt_app.core.verdicts import Verdict
 from pt_app.core.words import is_unicode
 
+MOST_VOTES = 1e15  # a sum of such counts is a number still
 RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have such a name
 
 
@@ -42,9 +43,9 @@ def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str
             raise place.error(
                 name, "the row has none", "the state needs it: write it, or leave the row out"
             )
-        text = (
-            json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else as_name(cell)
-        )
+        whole = isinstance(cell, list | dict)
+        # A Parquet file may hold dates and decimals within an object.
+        text = json.dumps(cell, ensure_ascii=False, default=str) if whole else as_name(cell)
         if not isinstance(text, str) or not is_unicode(text):
             raise place.error(name, "it is no text", "write a text, a number, or JSON of these")
         texts[name] = text
@@ -127,7 +128,7 @@ def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
     """Return label, shares and annotators of a cell: a value, votes, or annotators."""
     at = f"labels.{question.name}"
     if not isinstance(cell, Mapping):
-        return {"label": Label(verdict=_verdict(cell, question, place, at))}
+        return {"label": Label(verdict=verdict_of(cell, question, place, at))}
     kind, given = next(iter(cell.items()), ("", None))
     if len(cell) != 1 or not isinstance(given, Mapping):
         kind, given = "", {}
@@ -135,17 +136,20 @@ def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
         counts = dict.fromkeys(question.scale.values, 0.0)
         for option, count in given.items():
             is_count = isinstance(count, int | float) and not isinstance(count, bool)
-            if not is_count or not 0 <= count < math.inf:
-                problem = f"{json.dumps(count)} is no number of votes"
-                raise place.error(f"{at}.votes.{option}", problem, "give 0 or more")
-            counts[_verdict(option, question, place, f"{at}.votes")] += count
+            if not is_count or not 0 <= count <= MOST_VOTES:
+                shown = clipped(json.dumps(count, default=str))
+                problem = f"{shown} is no number of votes"
+                remedy = f"give 0 or more, at most {MOST_VOTES:.0e}"
+                raise place.error(f"{at}.votes.{option}", problem, remedy)
+            counts[verdict_of(option, question, place, f"{at}.votes")] += float(count)
         return _shared(counts, question, place, f"{at}.votes")
     if kind == "annotators":
         people = [
             Annotation(
-                rater=name, verdict=_verdict(one, question, place, f"{at}.annotators.{name}")
+                rater=name, verdict=verdict_of(one, question, place, f"{at}.annotators.{name}")
             )
             for name, one in given.items()
+            if one is not None  # a rater who said nothing
         ]
         counts = {value: sum(p.verdict == value for p in people) for value in question.scale.values}
         return _shared(counts, question, place, f"{at}.annotators") | {"annotators": people}
@@ -167,7 +171,8 @@ def _shared(
     return {"label": Label(verdict=choose(shares, question.scale, rule)), "shares": shares}
 
 
-def _verdict(cell: object, question: Question, place: Place, at: str) -> Verdict:
+def verdict_of(cell: object, question: Question, place: Place, at: str) -> Verdict:
+    """Read a label; raises UserError for what is none of the question, at the field `at`."""
     verdict = question.verdict(cell)
     if verdict is None:
         shown = json.dumps(cell, ensure_ascii=False, default=str)

@@ -186,11 +186,11 @@ class CheckReport:
 
 
 def check_examples(
-    splits: Splits, scale: Scale, *, near: float = NEAR, by_row: bool = False
+    splits: Splits, scale: Scale | None, *, near: float = NEAR, by_row: bool = False
 ) -> CheckReport:
     """Check rows in their splits; docs/DATA.md lists what is looked for.
 
-    Raises UserError for a `near` that makes no sense.
+    Without `scale` only the texts are checked. Raises UserError for a `near` that makes no sense.
     """
     rows = [example for examples in splits.values() for example in examples]
     split_of = [split for split, examples in splits.items() for _ in examples]
@@ -207,12 +207,14 @@ def check_examples(
         "short_shared": _short_shared(splits),
         "boilerplate": sum(map(is_telling, boilerplate_of(rows))),
     }
+    report = CheckReport(leaks, by_row, near, {}, None, findings)
+    if scale is None:
+        return report
     labels = {
         split: {value: counts[value] for value in scale.values if counts[value]}
         for split, counts in label_counts(splits).items()
     }
-    lengths = length_and_label(rows, scale)
-    return CheckReport(leaks, by_row, near, labels, lengths, findings)
+    return replace(report, labels=labels, lengths=length_and_label(rows, scale))
 
 
 def check_asked(
@@ -221,8 +223,8 @@ def check_asked(
     """Check rows in their splits, of several questions the texts once and the labels of each."""
     if isinstance(asked, Scale):
         return check_examples(splits, asked, near=near, by_row=by_row)
-    firsts = {n: [rows[own[0]] for own in members_of(rows)] for n, rows in splits.items()}
-    report = check_examples(firsts, asked[0].scale, near=near, by_row=by_row)
+    firsts = {split: _one_each(rows) for split, rows in splits.items()}
+    report = check_examples(firsts, None, near=near, by_row=by_row)
     questions: dict[str, CheckReport] = {}
     labels: dict[str, Mapping[Verdict, int]] = {}
     found: list[str] = []
@@ -236,10 +238,14 @@ def check_asked(
     return replace(
         report,
         labels=labels,
-        lengths=None,
         findings={**report.findings, "contradictions": found},
         questions=questions,
     )
+
+
+def _one_each(rows: Sequence[JudgeExample]) -> list[JudgeExample]:
+    """Return an example of each row, which has one for each of its questions."""
+    return [rows[own[0]] for own in members_of(rows)]
 
 
 def check_folder(
@@ -256,7 +262,9 @@ def check_folder(
     tokenizer. Raises UserError for a folder that cannot be read, or whose template cannot.
     """
     data = read_dataset(folder, allow_leaks=True)
-    Template.load(data.card.template, data.card.rubric)
+    template = Template.load(data.card.template, data.card.rubric)
+    if data.questions:
+        template.check_asks()
     splits = {split: rows for split in SPLITS if (rows := getattr(data, split))}
     by_row = data.card.split.by == "row"
     report = replace(check_asked(splits, data.asked, near=near, by_row=by_row), notes=data.notes)
@@ -265,7 +273,8 @@ def check_folder(
     rows = [row for examples in splits.values() for row in examples]
     asked, _ = choose_grid(AUTO, data.asked, data.train, others=rows)
     encoder = encoder_of(data.card, asked, model, max_seq_length, chat_template)
-    findings = {**report.findings, "control_tokens": _holding(rows, _control_of(encoder))}
+    holding = _holding(_one_each(rows), _control_of(encoder))
+    findings = {**report.findings, "control_tokens": holding}
     return replace(report, findings=findings, fit=_fit(rows, encoder, model))
 
 
@@ -360,8 +369,9 @@ def _holding(rows: Sequence[JudgeExample], pattern: re.Pattern[str]) -> list[str
 
 def _fit(rows: Sequence[JudgeExample], encoder: PromptEncoder, model: str) -> Fit:
     """Lay every row out as training does, and count what has to be cut or cannot fit."""
-    _, cuts = encoder.fit(rows)
-    counts = (cuts.longest, cuts.rows_cut, cuts.tokens_cut, len(cuts.unfit))
+    encoded, cuts = encoder.fit(rows)
+    unfit = members_of([row.example for row in encoded if row.unfit])
+    counts = (cuts.longest, cuts.rows_cut, cuts.tokens_cut, len(unfit))
     return Fit(model, encoder.max_seq_length, *counts, first=next(iter(cuts.unfit), ""))
 
 

@@ -13,41 +13,42 @@ from functools import partial
 from math import isfinite
 
 from pt_app.core.errors import UserError
-from pt_app.core.records import Place
+from pt_app.core.records import Place, RowError
 from pt_app.core.state_rows import RESERVED
 from pt_app.judge_data.reading.tables import Rows, Table
-from pt_app.judge_data.rows import Row
+from pt_app.judge_data.rows import Row, is_empty
 
 TYPES = {"noul": "bool", "choice": "choice", "score": "score"}
 FIELD = "state"  # of a state that is no object, or whose fields differ by row
 
 
-def as_dataset(tables: Sequence[Table], name: str) -> tuple[Row, list[Table]]:
+def as_dataset(
+    tables: Sequence[Table], name: str, refuse: Callable[[RowError], None]
+) -> tuple[Row, list[Table]]:
     """Read files of a format as a dataset that declares its questions.
 
     Args:
         tables: the files.
         name: of the format.
+        refuse: takes the error of a row that cannot be used, or raises it.
 
     Returns:
         The part of dataset.json that says what is asked, and the files as rows of a dataset.
 
     Raises:
-        UserError: for a row that is no request, and a question that is asked in two ways.
+        UserError: for a question whose name or options no dataset can have.
     """
     questions: dict[str, Row] = {}
     fields: list[str] | None = None
+    refused: set[tuple[str, int]] = set()
     for table in tables:
         for place, value in table.rows():
-            if "state" not in value:
-                raise place.error("state", "the row has none", f"name a file of the format {name}")
-            for asked, cell in _questions(value, place).items():
-                own = _declared(cell, place, f"questions.{asked}")
-                if questions.setdefault(asked, own) != own:
-                    remedy = "give a question of other words or options its own name"
-                    problem = "an earlier row asks it in another way"
-                    raise place.error(f"questions.{asked}", problem, remedy)
-            shown = _fields(value["state"])
+            try:
+                shown = _requested(value, place, questions, name)
+            except RowError as error:
+                refuse(error)
+                refused.add((table.name, place.row))
+                continue
             fields = shown if fields is None or {*fields} == {*shown} else []
     if not fields or {*fields} & {*questions, *RESERVED}:
         fields = []
@@ -59,9 +60,29 @@ def as_dataset(tables: Sequence[Table], name: str) -> tuple[Row, list[Table]]:
 
     def rows(table: Table) -> Rows:
         for place, value in table.rows():
-            yield place, _row(value, place, LABELS[name], fields or ())
+            if (table.name, place.row) not in refused:
+                yield place, _row(value, place, LABELS[name], fields or ())
 
     return card, [replace(t, columns=columns, rows=partial(rows, t)) for t in tables]
+
+
+def _requested(value: Row, place: Place, questions: dict[str, Row], name: str) -> list[str]:
+    """Add what a row asks to `questions`, and return the fields of its state.
+
+    Raises:
+        RowError: for a row that is no request, and a question that another row asks otherwise.
+    """
+    if "state" not in value:
+        raise place.error("state", "the row has none", f"name a file of the format {name}")
+    read = _questions(value, place).items()
+    asked = {one: _declared(cell, place, f"questions.{one}") for one, cell in read}
+    for one, own in asked.items():
+        if questions.get(one, own) != own:
+            remedy = "give a question of other words or options its own name"
+            problem = "an earlier row asks it in another way"
+            raise place.error(f"questions.{one}", problem, remedy)
+    questions |= asked
+    return _fields(value["state"])
 
 
 def _questions(value: Row, place: Place) -> Mapping[str, object]:
@@ -109,7 +130,9 @@ def _row(value: Row, place: Place, label: "Label", fields: Sequence[str]) -> Row
     """Return a row of a file as a row of a dataset."""
     state, meta = value["state"], value.get("meta")
     own = {name: state[name] for name in fields} if fields else {FIELD: _text(state)}
-    group = value.get("group") or (meta.get("group") if isinstance(meta, Mapping) else None)
+    group = value.get("group")
+    if is_empty(group) and isinstance(meta, Mapping):
+        group = meta.get("group")
     read = {name: label(value, name) for name in _questions(value, place)}
     labels = {name: found for name, found in read.items() if found is not None}
     return {"id": value.get("id"), "group": group, **own, "labels": labels}

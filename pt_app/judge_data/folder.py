@@ -185,10 +185,15 @@ def _joined(
             problem = f"{was}, but that of the new rows is {new}"
             remedy = "add them to a folder of their own"
             raise UserError(f"{out / 'dataset.json'}, field {name}: {problem}: {remedy}")
-    if own.get("questions") != card.get("questions", own.get("questions")):
-        remedy = "add rows of the same questions, to the word"
-        raise UserError(f"{out / 'dataset.json'} declares other questions: {remedy}")
+    if read.task == "questions":  # its rows cannot keep a rubric of their own
+        for name in ("state", "questions", "rubric"):
+            if card.get(name, own.get(name)) != own.get(name):
+                problem = f"field {name}: that of the new rows is another one"
+                remedy = "add rows of the same questions, to the word"
+                raise UserError(f"{out / 'dataset.json'}, {problem}: {remedy}")
     joined = dict(card) | own
+    if "rubric" not in own:  # its rows were read with the template's
+        joined.pop("rubric", None)
     for name in JOINED:
         texts = filter(None, (own.get(name, ""), card.get(name, "")))
         joined |= {name: text} if (text := "; ".join(dict.fromkeys(texts))) else {}
@@ -224,7 +229,8 @@ def _write(
     rows = [with_own_group(row) for part in placement.splits.values() for row in part]
     before = card.get("split", {})
     how = plan.about() if placement.placed or not before else dict(before)
-    if left_out := before.get("left_out", 0) + len(placement.left_out):
+    torn = {row.id for row in placement.left_out}
+    if left_out := before.get("left_out", 0) + len(torn):
         how["left_out"] = left_out
     kept = keep_handmade(out, card) if replacing else ()
     all_notes = (*kept, *notes, *placement.notes)

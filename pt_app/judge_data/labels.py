@@ -89,7 +89,7 @@ class LabelReader:
             return (c for _, row in table.rows() for name in columns for c in flat(find(row, name)))
 
         def fits(number: Decimal) -> bool:
-            return self.scale.normalise(_verdict_of(number)) is not None
+            return self.scale.normalise(as_verdict(number)) is not None
 
         self.numbers = Numbers(cells, table.delimiter, table.decimal, fits)
         return self
@@ -164,7 +164,7 @@ class LabelReader:
             text = str(cell).strip()
             remedy = f"say what it means with --labels ({text}= if it is no label)"
             raise place.error(column, f"{text!r} is not a number", remedy)
-        return _verdict_of(number)
+        return as_verdict(number)
 
 
 def key_of(label: object) -> str:
@@ -187,7 +187,7 @@ def flat(cell: object) -> Iterator[object]:
         yield from flat(item)
 
 
-def _verdict_of(number: Decimal) -> Verdict:
+def as_verdict(number: Decimal) -> Verdict:
     return int(number) if number == number.to_integral_value() else float(number)
 
 

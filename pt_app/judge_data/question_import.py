@@ -23,19 +23,16 @@ import yaml
 from pt_app.core.dataset import DatasetCard, card_asks
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, shown
+from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, Place, RowError, checked, one_line
-from pt_app.core.state_rows import examples_of
+from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.judge_data.decision_rows import as_dataset
-from pt_app.judge_data.folder import FILES, build_folder
+from pt_app.judge_data.folder import FILES, TEMPLATE, build_folder
 from pt_app.judge_data.importing import Tally
-from pt_app.judge_data.labels import key_of
 from pt_app.judge_data.mapping import (
     META,
-    Vote,
     by_id,
     cell_of,
-    named,
-    one_each,
     pairs,
     plain,
     split_at,
@@ -43,11 +40,13 @@ from pt_app.judge_data.mapping import (
     wanted_values,
 )
 from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.question_labels import QuestionReader
 from pt_app.judge_data.reading.tables import Table, open_table
-from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed
+from pt_app.judge_data.rows import Row, check_column, is_empty, parsed
 from pt_app.judge_data.splitting import group_of
 
 Columns = Mapping[str, Sequence[str]]
+ROLES = {*RESERVED, "rater", *META}  # columns of a file that are no label
 MEMBERS = ("state", "questions", "rubric", "template", "task")  # of a file of questions
 
 
@@ -68,11 +67,13 @@ def import_questions(
     if len({Path(file).name for file in files}) < len(files):
         raise UserError(f"{', '.join(files)}: two files have one name: rename one")
     tables = [open_table(file, options.reading) for file in files]
+    tally = Tally(options.drop_bad)
     if options.questions:
         card = declared(read_text(options.questions), options.questions)
     else:
-        card, tables = as_dataset(tables, options.format)
-    tally = Tally(options.drop_bad)
+        card, tables = as_dataset(tables, options.format, tally.refuse)
+    template = Template.load(card.get("template", "questions"), card.get("rubric"))
+    template.check_asks()
     names, examples = converted(tables, card, options, tally)
     if not examples:
         raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
@@ -80,7 +81,13 @@ def import_questions(
     about: Row = {"origin": options.origin or f"imported: {', '.join(read)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
     about |= {"imports": [tally.about(read, options.format, options)]}
+    # A template of the user's own is copied into the dataset; a folder that is added to keeps its.
+    custom = "template" in card and Path(card["template"]).is_dir()
+    about |= {"template": TEMPLATE} if custom else {}
+    adding = append and (out / "dataset.json").exists()
     folder = build_folder(out, examples, card | about, plan, append)
+    if custom and not adding:
+        template.save(out / TEMPLATE)
     labelled = {example.asks for example in examples}
     bare = [
         f"warning: no row has a label for {name}: name its column (--map {name}=COLUMN), append "
@@ -88,7 +95,9 @@ def import_questions(
         for name in names
         if name not in labelled
     ]
-    return [f"questions: {', '.join(names)}", *tally.lines(), *bare, *folder.lines()]
+    notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
+    notes.append(f"questions: {', '.join(names)}")
+    return [*notes, *tally.lines(), *bare, *folder.lines()]
 
 
 def _refuse_others(options: ImportOptions) -> None:
@@ -129,11 +138,16 @@ def converted(
     asked = card_asks(typed, where)
     assert isinstance(asked, tuple), "the card of a file of questions has the task questions"
     names = [question.name for question in asked]
+    if options.questions and (clash := ROLES.intersection(names)):
+        problem = f"no question can have the name {min(clash)}, which is that of another column"
+        raise UserError(f"{where}, field questions: {problem}: rename it")
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
-        rows = _rows(table, columns, options, names, tally)
-        for place, row, count in _merged(rows, columns, tally):
+        how = table, columns.columns, asked, options, tally, columns.by_rater
+        reader = QuestionReader.of(*how)
+        rows = _rows(table, columns, options, reader)
+        for place, row, count in _merged(rows, columns, reader):
             try:
                 made = list(examples_of(row, place, typed.state, asked, f"{prefix}-{place.row}"))
             except RowError as error:
@@ -144,8 +158,12 @@ def converted(
                 continue
             tally.kept += count
             tally.examples += 1
-            group = made[0].group if row.get("group") else group_of(made[0])
-            examples += [example.model_copy(update={"group": group}) for example in made]
+            if is_empty(row.get("group")):
+                tally.ungrouped += "group" in columns.columns
+                group = group_of(made[0])
+                made = [example.model_copy(update={"group": group}) for example in made]
+            examples += made
+        tally.decisions += [note for note in reader.decisions() if note not in tally.decisions]
     return names, examples
 
 
@@ -240,70 +258,56 @@ class StateMap:
         Raises:
             RowError: A cell holds binary data.
         """
-        row: Row = {}
+        row, own_meta = Row(), parsed(value.get("meta"))
+        meta = dict(own_meta) if isinstance(own_meta, Mapping) else {}
+        members = {*self.state, "id", "group", *(("rater",) if self.by_rater else ())}
         for target, own in self.columns.items():
-            if target in self.state or target in ("id", "group", "rater"):
+            if target in members:
                 row[target] = cell_of(own, value, place)
-            elif target in META or target.startswith("meta."):
-                name = target.removeprefix("meta.")
-                row.setdefault("meta", {})[name] = cell_of(own, value, place)
-        return row
+            elif target in ROLES or target.startswith("meta."):
+                cell = cell_of(own, value, place)
+                meta |= {} if is_empty(cell) else {target.removeprefix("meta."): cell}
+        return row | ({"meta": meta} if meta else {})
+
+    @property
+    def by_rater(self) -> bool:
+        """Whether the file has a row for each rater of an id."""
+        return {"id", "rater"} <= self.columns.keys() and "rater" not in self.state
 
 
 def _rows(
-    table: Table, columns: StateMap, options: ImportOptions, asked: Sequence[str], tally: Tally
+    table: Table, columns: StateMap, options: ImportOptions, reader: QuestionReader
 ) -> Iterator[tuple[Place, Row]]:
     """Yield the rows of a file as rows of a dataset."""
     wanted = wanted_values(options.only, table)
-    meant = pairs(options.labels, "--labels")
     for place, value in table.rows():
         if reason := unwanted(value, wanted):
-            tally.dropped.add(reason)
+            reader.tally.dropped.add(reason)
             continue
-        own = parsed(value.get("labels"))
-        if not (isinstance(own, Mapping) or is_empty(own)):
-            remedy = "write {question: label}, or name the column otherwise"
-            tally.refuse(place.error("labels", "they are no object", remedy))
-            continue
-        labels = dict(own) if isinstance(own, Mapping) else {}
-        for name in asked:
-            cells = {column: find(value, column) for column in columns.columns.get(name, ())}
-            label = _label({n: meant.get(key_of(cell), cell) for n, cell in cells.items()})
-            labels |= {} if label is None else {name: label}
         try:
-            fields = columns.fields(place, value)
+            row = columns.fields(place, value) | {"labels": reader.labels(value, place)}
         except RowError as error:
-            tally.refuse(error)
+            reader.tally.refuse(error)
             continue
-        yield place, {**fields, "labels": labels}
-
-
-def _label(cells: Row) -> object:
-    """Return the label of the cells of a question: of several columns, that of annotators."""
-    given = {name: parsed(cell) for name, cell in cells.items() if not is_empty(cell)}
-    if len(cells) == 1 or not given:
-        return next(iter(given.values()), None)
-    return {"annotators": given}
+        yield place, row
 
 
 def _merged(
-    rows: Iterator[tuple[Place, Row]], columns: StateMap, tally: Tally
+    rows: Iterator[tuple[Place, Row]], columns: StateMap, reader: QuestionReader
 ) -> Iterator[tuple[Place, Row, int]]:
     """Yield rows and how many rows of the file each was: those of an id, one for each rater.
 
     Rows without an id, of one id with different texts, or with two answers of one annotator are
-    refused in `tally`.
+    refused in the reader's tally.
     """
-    if not {"id", "rater"} <= columns.columns.keys():
-        for place, row in rows:
-            if not is_empty(rater := row.pop("rater", None)):
-                row.setdefault("meta", {})["rater"] = rater
-            yield place, row, 1
+    if not columns.by_rater:
+        yield from ((place, row, 1) for place, row in rows)
         return
+    tally = reader.tally
     for group in by_id(_with_id(rows, tally), columns.state, tally.refuse):
         (place, first), count = group[0], len(group)
         try:
-            labels = _of_raters(group, tally)
+            labels = reader.of_raters(group)
         except RowError as error:
             tally.refuse(error, count)
             continue
@@ -318,24 +322,3 @@ def _with_id(rows: Iterator[tuple[Place, Row]], tally: Tally) -> Iterator[tuple[
             tally.refuse(place.error("id", "the row has none", remedy))
         else:
             yield place, row
-
-
-def _of_raters(group: Sequence[tuple[Place, Row]], tally: Tally) -> Row:
-    """Return the labels of the rows of one id by question, and take the raters from the rows.
-
-    Raises:
-        RowError: for two answers of one annotator to a question, unless `tally.drop_bad`.
-    """
-    raters = [row.pop("rater") for _, row in group]
-    raters = named(["" if is_empty(rater) else str(rater) for rater in raters])
-    votes: dict[str, list[Vote]] = {}
-    for rater, (place, row) in zip(raters, group, strict=True):
-        for question, label in row["labels"].items():
-            if label is not None:
-                votes.setdefault(question, []).append(Vote(rater, label, place))
-    labels: Row = {}
-    for question, given in votes.items():
-        counted = one_each(given, tally.answers, tally.drop_bad, f"labels.{question}")
-        if counted:
-            labels[question] = {"annotators": {vote.rater: vote.verdict for vote in counted}}
-    return labels

@@ -344,8 +344,9 @@ def _notes(
             f"(at most {largest} groups; --near {plan.near:g})"
         )
     if left_out:
-        names = ", ".join(row.id for row in left_out[:3]) + (", ..." if left_out[3:] else "")
-        notes.append(f"{len(left_out)} rows left out, their texts would be in two splits: {names}")
+        ids = list(dict.fromkeys(row.id for row in left_out))
+        names = ", ".join(ids[:3]) + (", ..." if ids[3:] else "")
+        notes.append(f"{len(ids)} rows left out, their texts would be in two splits: {names}")
     if pieces:
         notes.append(
             f"{pieces} duplicates were in two splits already and stay there: "
@@ -356,7 +357,11 @@ def _notes(
 
 def _row_note(splits: Mapping[str, Sequence[JudgeExample]]) -> str:
     """Say how much a split by row leaks."""
-    groups = [(row.meta[OWN_GROUP], split) for split, rows in splits.items() for row in rows]
+    groups = [
+        (rows[own[0]].meta[OWN_GROUP], split)
+        for split, rows in splits.items()
+        for own in members_of(rows)
+    ]
     splits_of = Counter(group for group, _ in set(groups))
     leaked = {group for group, count in splits_of.items() if count > 1}
     rows = sum(group in leaked for group, _ in groups)

@@ -19,12 +19,15 @@ Batch = dict[str, torch.Tensor]
 class Example(TypedDict):
     """A tokenized row: its token ids, of which the first `prompt_length` are the prompt.
 
-    Its loss counts `weight` times; once without one. Either all examples have weights, or none.
+    Its loss counts `weight` times, and once without one. `count` is what it adds to the number that
+    the loss of its step is divided by; without one, its supervised tokens. Either all examples have
+    these, or none.
     """
 
     input_ids: list[int]
     prompt_length: int
     weight: NotRequired[float]
+    count: NotRequired[float]
 
 
 class Step(TypedDict):
@@ -243,7 +246,11 @@ def examples_of(packed: Batch) -> list[Example]:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Collate the examples of one optimizer step into packs of at most `budget` tokens each."""
+    """Collate the examples of one optimizer step into packs of at most `budget` tokens each.
+
+    The loss of a step is divided by its `count`: of supervised tokens, or of what each example says
+    that it counts.
+    """
 
     pad_id: int
     budget: int
@@ -251,9 +258,9 @@ class StepCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Step:
         packs = self.packs(examples)
-        # Of weighted examples the weights of their supervised tokens. A rank may have no example.
-        counts = [packed.get("weights", packed["targets"].ne(IGNORED)).sum() for packed in packs]
-        return {"packs": packs, "count": torch.tensor(float(sum(counts)))}
+        own = [example["count"] for example in examples if "count" in example]
+        tokens = (float(packed["targets"].ne(IGNORED).sum()) for packed in packs)
+        return {"packs": packs, "count": torch.tensor(float(sum(own or tokens)))}
 
     def packs(self, examples: Sequence[Example]) -> list[Batch]:
         """Return the packs of these examples; an empty list for none."""

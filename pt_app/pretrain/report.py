@@ -103,7 +103,7 @@ class _Stage(BaseModel):
 def _about(folder: Path) -> Json:
     path, remedy = folder / METRICS, f"train {folder.name} again, or remove {folder}"
     text = read_text(path, f"is not there: {remedy}", remedy)
-    history = [entry for _, entry in json_lines(text, path, remedy)]
+    history = [entry for _, entry in json_lines(text, path, remedy=remedy)]
     about = read_json(folder / STAGE, remedy=remedy) | {"history": history}
     return checked(_Stage, about, folder / STAGE, remedy).model_dump()
 

@@ -28,7 +28,7 @@ from pt_app.core.verdicts import Scale
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import detectable_difference
 from pt_app.models import bases
-from pt_app.training.answers import balanced
+from pt_app.training.answers import balanced, counts_of_rows
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def prepare(settings: Settings) -> Prepared:
     if data.leaks:
         log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
     rows = draw(data.train, settings.max_samples, settings.seed)
+    _refuse_unlabelled(data.questions, rows, settings)
     train, members = _encode(encoder, rows, "training", settings)
     val = None
     if data.val and settings.eval_steps:
@@ -126,6 +127,18 @@ def asked_for(settings: Settings, data: JudgeData) -> JudgeData:
     return data
 
 
+def _refuse_unlabelled(
+    questions: Sequence[Question], rows: Sequence[JudgeExample], settings: Settings
+) -> None:
+    """Raise UserError for a question that no training row drawn has a label for."""
+    asked = {row.asks for row in rows}
+    for question in questions:
+        if question.name not in asked:
+            problem = f"no row drawn has a label for {question.name}"
+            remedy = "draw more rows, or name the questions that have labels with --questions"
+            raise UserError(f"--max_samples {settings.max_samples}: {problem}: {remedy}")
+
+
 def _weights(settings: Settings, questions: Sequence[Question]) -> dict[str, float]:
     names = [question.name for question in questions]
     return per_question(settings.question_weights, names, "--question_weights")
@@ -151,7 +164,7 @@ def _encode(
     Returns:
         The examples as a `datasets.Dataset`, and of questions the indices of those of each row.
     """
-    columns: dict[str, Sequence[object]] = {}
+    columns: dict[str, Sequence[Any]] = {}
     members = None
     if encoder.questions:
         # Options are validated as they are read: in the declared order.
@@ -170,9 +183,11 @@ def _encode(
         )
     encoded, cuts = encoder.encode(rows)
     ids, starts = [row.input_ids for row in encoded], [row.prompt_length for row in encoded]
-    supervised = sum(map(len, ids)) - sum(starts)
+    tokens = [len(own) - start for own, start in zip(ids, starts, strict=True)]
+    if members is not None:
+        columns["count"] = counts_of_rows(members, columns["weight"], tokens)
     log.info(
-        f"{name}: {len(rows)} rows, {supervised:,} supervised tokens, "
+        f"{name}: {len(rows)} rows, {sum(tokens):,} supervised tokens, "
         f"longest {cuts.longest} tokens, {cuts.rows_cut} rows shortened"
     )
     return to_dataset(rows, {"input_ids": ids, "prompt_length": starts, **columns}), members

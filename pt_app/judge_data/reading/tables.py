@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import parse_json, refuse_constant, shown
+from pt_app.core.files import AS_ROWS, parse_json, shown
 from pt_app.core.records import Place, one_line
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.reading.files import open_bytes, refuse_other_content, split_member
@@ -36,7 +36,6 @@ SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 ENDINGS = (*TABLES, ".json", *LINES, ".parquet", *SPREADSHEETS, ".gz", ".zip", ".tar", ".tgz")
 # Names under which programs wrap a list of rows in an object.
 WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "samples")
-FIRST_ROWS = 50
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
 SNIFFED_LINES = 50
 MAX_FIELD = 1 << 30  # characters; the default of csv, 128 KiB, is less than a long document
@@ -352,7 +351,8 @@ def _json_table(path: Path, member: str, reading: Reading) -> Table:
                 value = reading.refuse(place.error("", "a row must be an object", remedy))
             yield place, value
 
-    columns = dict.fromkeys(key for _, row in itertools.islice(rows(), FIRST_ROWS) for key in row)
+    # A row may be the first to have a column, so that all rows are read for their names.
+    columns = dict.fromkeys(key for _, row in rows() for key in row)
     notes = (*notes, "JSON" if whole else "JSON Lines")
     return Table(shown(path.name), tuple(columns), rows, notes)
 
@@ -369,7 +369,7 @@ def _is_whole(start: Sequence[str]) -> bool:
 
 
 def _json_list(path: Path, text: str) -> list[object]:
-    value: object = parse_json(text, path, constant=refuse_constant)
+    value: object = parse_json(text, path, **AS_ROWS)
     lists = [value] if isinstance(value, list) else _wrapped(value)
     if isinstance(value, dict) and not lists:
         return [value]
@@ -391,7 +391,7 @@ def _json_lines(path: Path, lines: Iterator[str], reading: Reading) -> Iterator[
         if not line.strip():
             continue
         try:
-            yield number, parse_json(line.rstrip("\r\n"), path, number, refuse_constant)
+            yield number, parse_json(line.rstrip("\r\n"), path, number, **AS_ROWS)
         except UserError as error:
             yield number, reading.refuse(error)
 
