@@ -2,21 +2,29 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given as generated
+from hypothesis import strategies as st
 
+from pt_app.core.choosing import choose
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.settings import resolve
+from pt_app.core.verdicts import Scale
 from pt_app.judge_data.checking import check_folder
 from pt_app.judge_data.folder import split_folder
 from pt_app.judge_data.options import ImportOptions, Reading, SplitPlan
 from pt_app.judge_data.question_import import import_questions
+from pt_app.training.preparation import prepare
 from tests.test_question_import import DECLARED, OFFERS, rows_of
 
 Json = dict[str, Any]
@@ -323,3 +331,42 @@ def test_rows_are_counted_once_however_many_questions_they_have(tmp_path: Path) 
     (note,) = [line for line in lines if "--by row leaks" in line]
     assert "of 20 groups" in note
     assert "of 40 rows" in note
+
+
+def test_a_fold_whose_training_rows_lack_a_question_is_named(tmp_path: Path) -> None:
+    given = [row | {"group": i} for i, row in enumerate(rows())]
+    for row in given[1:]:
+        del row["offer"]
+    imported(tmp_path, given)
+    lines = split_folder(tmp_path / "out", SplitPlan(folds=2))
+    assert sum("has a label for offer" in line for line in lines) == 1
+    (fold,) = [line.split()[6] for line in lines if "has a label for offer" in line]
+    with pytest.raises(UserError, match="no row has a label for offer"):
+        read_dataset(tmp_path / "out" / "folds" / fold)
+
+
+def test_training_rows_that_are_drawn_have_a_label_for_each_question(tmp_path: Path) -> None:
+    given = rows()
+    for row in given[3:]:
+        del row["offer"]
+    imported(tmp_path, given)
+    flags = [f"--data_dir={tmp_path / 'out'}", "--model=tiny", "--max_samples=2", "--skip_eval"]
+    settings = resolve("mps", flags, "judge train", "")
+    with pytest.raises(UserError, match="--max_samples 2: no row drawn has a label for offer"):
+        prepare(settings)
+    prepare(replace(settings, questions="polite,quality"))
+
+
+def test_options_that_only_seem_to_differ_are_refused(tmp_path: Path) -> None:
+    both = "[caf\u00e9, cafe\u0301, nothing]"
+    with pytest.raises(UserError, match='two options are named "caf\u00e9"'):
+        imported(tmp_path, rows(), DECLARED.replace("[replacement, refund, nothing]", both))
+
+
+@generated(votes=st.lists(st.integers(0, 10), min_size=1, max_size=6))
+def test_a_mean_halfway_between_two_scores_is_the_lower_one(votes: list[int]) -> None:
+    scale = Scale.from_name("0-10")
+    shares = [votes.count(value) / len(votes) for value in range(11)]  # type: ignore[arg-type]
+    mean = Fraction(sum(votes), len(votes))
+    nearest = min(range(11), key=lambda value: (abs(mean - value), value))
+    assert choose(shares, scale, "mean") == nearest

@@ -110,7 +110,7 @@ def test_questions_weigh_alike_however_many_labels_they_have(rows: list[JudgeExa
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
 def test_a_question_weighs_as_much_over_steps_in_which_few_rows_have_its_label(
-    tokenizer: Any, rows: list[JudgeExample], share: float
+    rows: list[JudgeExample], share: float
 ) -> None:
     rng = random.Random(0)
     two = [row for row in rows * 40 if row.asks in ("apologises", "quality")]

@@ -26,7 +26,7 @@ from pt_app.core.dataset import (
 from pt_app.core.errors import UserError
 from pt_app.core.files import cannot_write, read_json, sha256_file, write_text_atomic
 from pt_app.core.prompt_templates import Template
-from pt_app.core.questions import Asked
+from pt_app.core.questions import Asked, questions_in
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
 from pt_app.evidence import people
@@ -247,7 +247,8 @@ def _write_folds(
     whether it leaks. Raises UserError for fewer groups than folds, and where `folds` holds
     something else.
     """
-    agreement = _agreement(rows, _asked(card, folder))
+    asked = _asked(card, folder)
+    agreement = _agreement(rows, asked)
     out = folder / FOLDS
     foreign = [path for path in sorted(out.glob("*")) if not path.name.isdigit()]
     if foreign or out.is_file():
@@ -268,6 +269,12 @@ def _write_folds(
             fold = write_folder(staged / name, splits, own, plan.about(), agreement)
             state = "LEAK" if fold.report.failed else "no leak"
             lines.append(f"  {name}: {fold.sizes()}, {state}")
+            labelled = {row.asks for row in train}
+            lines += [
+                f"  warning: no training row of fold {name} has a label for {question.name}"
+                for question in questions_in(asked)
+                if question.name not in labelled
+            ]
         replace_folder(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
