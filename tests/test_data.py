@@ -304,7 +304,10 @@ FAULTS: dict[str, tuple[Callable[[Folder], Any], str]] = {
         write("train", fields(1, label={"verdict": 11})),
         r"field label.verdict: 11 is off the scale 0-10: allowed are 0 to 10",
     ),
-    "NaN label": (write("train", fields(1, label={"verdict": float("nan")})), r"nan is off the"),
+    "NaN label": (
+        write("train", fields(1, label={"verdict": float("nan")})),
+        r"NaN is not in JSON, write null",
+    ),
     "bool label": (write("train", fields(1, label={"verdict": True})), r"field label.verdict: "),
     "text as issues": (
         write("train", fields(1, label={"verdict": 1, "issues": "a"})),
