@@ -208,6 +208,27 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
         evaluate_judges(tmp_path / "scores", tmp_path / "never", [single], options)
 
 
+def test_a_question_without_a_test_row_is_left_out_and_the_others_are_measured(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "judge_test.json").read_text().splitlines()]
+    for row in rows:
+        row["labels"].pop("offer", None)
+    (data / "judge_test.json").write_text("\n".join(map(json.dumps, rows)))
+    evaluate_judges(data, tmp_path / "out", [adapter], EvalOptions(base=str(base), probe_rows=0))
+    found = read_results(tmp_path / "out").questions
+    assert {name: own.n for name, own in found.items()} == {
+        name: 0 if name == "offer" else 36 for name in QUESTIONS
+    }
+    assert found["offer"].few == "not enough labels (0; 30 are needed)"
+    assert not (tmp_path / "out" / "offer").exists()
+    # A draw may leave a question without a row, too: each row lacks one of the four labels.
+    drawn = EvalOptions(rows=1, base=str(base), probe_rows=0)
+    evaluate_judges(folder, tmp_path / "one", [adapter], drawn)
+    assert sorted(own.n for own in read_results(tmp_path / "one").questions.values()) == [0, 1, 1, 1]
+
+
 def test_commands_of_one_scale_refuse_several_questions_in_a_line(
     judge: Judge, folder: Path
 ) -> None:

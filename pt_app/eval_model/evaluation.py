@@ -103,9 +103,10 @@ def written(
     """
     of_each = {}
     for name, view in data.views():
-        rows, own = [row for row in test if row.asks == name], [judge[name] for judge in judges]
-        if not rows:
+        rows = [row for row in test if row.asks == name]
+        if not rows:  # `judge eval` does not ask such a question
             continue
+        own = [judge[name] for judge in judges]
         results, baselines = measured(own, view, rows, run, probes.get(name, NO_BASE), evidence)
         write_evaluation(folder / name, own, results, baselines)
         of_each[name] = results
