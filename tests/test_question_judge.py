@@ -226,7 +226,12 @@ def test_a_question_without_a_test_row_is_left_out_and_the_others_are_measured(
     # A draw may leave a question without a row, too: each row lacks one of the four labels.
     drawn = EvalOptions(rows=1, base=str(base), probe_rows=0)
     evaluate_judges(folder, tmp_path / "one", [adapter], drawn)
-    assert sorted(own.n for own in read_results(tmp_path / "one").questions.values()) == [0, 1, 1, 1]
+    assert sorted(own.n for own in read_results(tmp_path / "one").questions.values()) == [
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_commands_of_one_scale_refuse_several_questions_in_a_line(

@@ -69,6 +69,22 @@ class WireQuestion:
         """What the options mean; "" for none."""
         return tuple(about for _, about in self.options)
 
+    @property
+    def content(self) -> object:
+        """What is equal for the same question, whichever wire it was written on and read from.
+
+        A wire may have no field for what options mean: such words are then in others.
+        """
+        if self.type == "bool":
+            return self.type, self._with_criteria.strip()
+        written = self.as_systemone()["criteria"]  # of a choice in any order
+        return self.type, self.instructions.strip(), len(self.options), written
+
+    @property
+    def _with_criteria(self) -> str:
+        lines = [f"{name}: {about}" for name, about in self.options if about]
+        return "\n".join([self.instructions.strip(), *lines])
+
     def as_systemone(self) -> dict[str, Json]:
         """Write it for System One."""
         if self.type == "bool":
@@ -95,8 +111,7 @@ class WireQuestion:
     def as_openai(self) -> dict[str, Json]:
         """Write it for OpenAI's Decisions, whose yes/no questions have no criteria of their own."""
         if self.type == "bool":
-            lines = [f"{name}: {about}" for name, about in self.options if about]
-            return {"type": "predicate", "instructions": "\n".join([self.instructions, *lines])}
+            return {"type": "predicate", "instructions": self._with_criteria}
         name, field = ("label", "levels") if self.type == "score" else ("value", "choices")
         listed = [
             {name: option} | ({"description": about} if about else {})

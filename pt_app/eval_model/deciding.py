@@ -131,7 +131,7 @@ def _read(
             problems[str(error)] += 1
             return None
         extra = given.get("x_judge")  # of `judge serve`
-        others[name] += isinstance(extra, Mapping) and extra.get("trained_question") is False
+        others[row.asks] += isinstance(extra, Mapping) and extra.get("trained_question") is False
         return chances
 
     turns = range(1, repeats + 1)
@@ -142,8 +142,9 @@ def _read(
     for problem, count in problems.most_common():
         log.warning("%d answers of %s cannot be read: %s", count, replies.model, problem)
     if count := others.total():
-        untrained = "%d answers of %s are to a question that it was not trained on"
-        log.warning(untrained, count, replies.model)
+        named = ", ".join(name for name, own in others.items() if own and name)
+        untrained = "%d answers of %s are to a question that it was not trained on%s"
+        log.warning(untrained, count, replies.model, f": {named}" if named else "")
     return read
 
 
