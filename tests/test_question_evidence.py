@@ -12,6 +12,7 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
+from pt_app.core.records import Annotation
 from pt_app.core.results import RESULTS, Cost, Prediction, Results, read_results
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.calibration import (
@@ -28,6 +29,8 @@ from pt_app.evidence.options import Limits
 from pt_app.evidence.overview import MIN_LABELS, overview
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.report import terminal_table, write_report
+from pt_app.report.overview import overview_table
+from pt_app.report.page import sentences
 from tests.question_rows import questions
 
 MANY = {
@@ -116,6 +119,49 @@ def test_every_question_has_its_pages_and_the_overview_links_to_them(
     assert "not enough labels (12; 30 are needed)" in page
     console.show(terminal_table(read_results(folder)))
     assert "apologises" in capsys.readouterr().out
+
+
+def summarised(rows: list[Prediction], fitted: Fitted | None = None) -> Results:
+    """The overview of a judge of one question."""
+    question = ASKED[0]
+    judges = [JudgeRows("adapter", "a", rows, fitted=fitted, rule="mode")]
+    results = results_of(judges, question.scale, {"path": "d"}, (), (), {})
+    return overview({question.name: (question.type, "bool")}, {question.name: results}, {}, (), {})
+
+
+def test_the_overview_says_on_which_rows_a_threshold_was_chosen(tmp_path: Path) -> None:
+    own = judged(ASKED[0], "adapter", 150, 1.0)
+    fitted = Fitted.on(own, ASKED[0].scale, 0.9)
+    for name, given in (("fitted", fitted), ("bare", None)):
+        whole = summarised(own, given)
+        summary = whole.questions["apologises"]
+        assert summary.threshold is not None
+        assert summary.chosen_on == ("validation" if given else None)
+        cells = overview_table(whole)[1][0]
+        assert cells[7] == ("1.000, 1.000 right" if given else "1.000, 1.000 right *"), name
+        # A file of an earlier version does not say it.
+        del summary.chosen_on
+        before = Results.parse(json.dumps(whole.as_json()), "results.json")
+        assert overview_table(before)[1][0][7] == "1.000, 1.000 right"
+    assert "which validation rows decided (*: these rows themselves" in sentences("overview")
+
+
+def test_a_number_of_the_overview_has_its_n_or_enough_rows() -> None:
+    own = judged(ASKED[0], "adapter", 60, 0.8)
+    raters = [{"rater": "ana", "verdict": "yes"}, {"rater": "rui", "verdict": "no"}]
+
+    def shown(count: int) -> list[str]:
+        both = [row.model_copy(update={"reordered": row.verdict}) for row in own[:40]]
+        rows = [*both, *own[40:]]
+        for i in range(count):
+            named = [Annotation.model_validate(rater) for rater in raters]
+            rows[i] = rows[i].model_copy(update={"annotators": named})
+        return overview_table(summarised(rows))[1][0]
+
+    assert shown(29)[5] == "–"
+    assert shown(30)[5] == "-1.000"  # of as many verdicts as the question has rows
+    assert shown(35)[5].endswith("(n = 70)")
+    assert shown(0)[8] == "0.000 (n = 40)"
 
 
 def test_options_have_no_check_of_leniency(folder: Path) -> None:

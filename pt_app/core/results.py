@@ -549,9 +549,10 @@ class QuestionSummary(Stored):
         baseline: the name of the best baseline.
         few: why there are no numbers; "" where there are.
         agreement, of_base, of_baseline, ceiling: the headline number of the judge, of its base, of
-            the best baseline, and of one annotator against the others.
+            the best baseline, and of one annotator against the others (None on too few rows).
         ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
         target, threshold: the accuracy that is promised, and the confidence from which on.
+        chosen_on: as `Threshold` has it; unset in earlier files, which do not say it.
         kept, right: the share of the rows above the threshold, and the accuracy there.
         verdict_mass, option_order: of the judge, as `JudgeResults` has them.
     """
@@ -570,6 +571,7 @@ class QuestionSummary(Stored):
     ece_if_calibrated: Range | None = None
     target: float | None = None
     threshold: float | None = None
+    chosen_on: str | None = None
     kept: Metric | None = None
     right: Metric | None = None
     verdict_mass: Metric | float | None = None
