@@ -18,13 +18,16 @@ from typer.testing import CliRunner
 
 from pt_app.attack.run import attack
 from pt_app.cli import app
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
 from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
+from pt_app.eval_model.evaluation import Scoring
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
+from pt_app.models import adapters, bases
 from pt_app.models.adapters import verify_adapter
 from pt_app.serving.exporting import export
 from pt_app.serving.options import ExportOptions, ParityOptions
@@ -232,6 +235,21 @@ def test_a_question_without_a_test_row_is_left_out_and_the_others_are_measured(
         1,
         1,
     ]
+
+
+def test_a_question_with_too_few_validation_rows_is_named(
+    adapter: Path, base: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info, data = verify_adapter(adapter), read_dataset(folder)
+    encoder = adapters.encoder_of(info, bases.load_tokenizer(adapter))
+    validation = [row for row in data.val if row.asks != "offer"][: 3 * 40]
+    scoring = Scoring(encoder, data.test[:1], False, "float32")
+    found = scoring.each(
+        "adapter", "a", adapters.load_merged(adapter, adapters.base_of(info, str(base))), validation
+    )
+    assert [name for name, rows in found.items() if rows.fitted is None] == ["offer"]
+    said = "adapter, offer: no calibration and no threshold: 0 validation rows have a label and fit"
+    assert f"{said}, and 30 are needed: label more" in caplog.text
 
 
 def test_commands_of_one_scale_refuse_several_questions_in_a_line(
