@@ -290,14 +290,36 @@ def test_questions_that_are_not_attacked_are_named(
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     card = json.loads((data / "dataset.json").read_text())
-    card["questions"]["offer"]["instructions"] += " "
+    card["questions"]["offer"]["options"] = dict(reversed(QUESTIONS["offer"]["options"].items()))
     card["questions"]["overall"]["instructions"] = "How good?"
     (data / "dataset.json").write_text(json.dumps(card))
     how = {"base": str(base), "rows": 2, "names": ["empty"]}
     found = attack(adapter, data, tmp_path / "out", **how)
     assert list(found) == ["apologises", "quality"]
     for name in ("offer", "overall"):
-        assert f"{name}: the judge was not trained on it in these words and options" in caplog.text
+        assert (
+            f"{name}: the judge was not trained on it by this name, in these words" in caplog.text
+        )
+
+
+def test_a_question_that_is_written_in_another_way_is_the_same(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["apologises"]["instructions"] += " \n"
+    card["questions"]["offer"]["options"]["nothing"] = ""
+    card["questions"]["quality"]["instructions"] = f" {QUESTIONS['quality']['instructions']}"
+    card["questions"]["overall"]["scale"] = "0.0-10:1"
+    (data / "dataset.json").write_text(json.dumps(card))
+    options = EvalOptions(rows=4, base=str(base), probe_rows=0, with_base=True)
+    for name, rows in (("own", folder), ("other", data)):
+        evaluate_judges(rows, tmp_path / name, [adapter], options)
+    for name in QUESTIONS:
+        own, other = (read_predictions(tmp_path / out / name) for out in ("own", "other"))
+        assert [row.probabilities for row in own] == [row.probabilities for row in other]
+    found = attack(adapter, data, tmp_path / "out", base=str(base), rows=4, names=["empty"])
+    assert list(found) == list(QUESTIONS)
 
 
 def test_other_data_than_the_judges_questions_is_refused(

@@ -25,7 +25,10 @@ from pt_app.models.adapters import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 
-NOT_SHARED = "left out: an adapter was not trained on it in these words and options"
+NOT_SHARED = (
+    "left out: an adapter was not trained on it by this name, in these words, and with these "
+    "options in this order"
+)
 
 
 def evaluate_judges(
@@ -86,7 +89,7 @@ def evaluate_judges(
 
 
 def _shared_questions(dataset: JudgeData, infos: Sequence[AdapterInfo]) -> JudgeData:
-    """Return the data of the questions that all adapters know by name, declaration and state.
+    """Return the data of the questions that all adapters know by name, content and state.
 
     Raises:
         UserError: if there is none.

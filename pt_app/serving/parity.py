@@ -191,7 +191,8 @@ class Reference:
         if isinstance(info.asked, Scale) and dataset.scale != info.scale:
             problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
             raise UserError(f"{problem}: name data of the judge's scale")
-        if missing := [q.name for q in info.questions if q not in info.shared_with(dataset)]:
+        shared = {question.name for question in info.shared_with(dataset)}
+        if missing := [q.name for q in info.questions if q.name not in shared]:
             problem = f"{data} does not ask {missing[0]} about {', '.join(info.state)}"
             raise UserError(f"{problem}: name the judge's own data")
         asked = info.questions or (None,)
