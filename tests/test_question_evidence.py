@@ -196,7 +196,14 @@ def test_a_gate_finds_questions_by_name_and_only_those_of_the_overview(
     (other / RESULTS).write_text(json.dumps(overview))
     checks = {check.name: check for check in gate_folders([folder, other], Limits(rows=50))}
     assert checks["apologises: kappa not worse by 0.02"].decision == "pass"
-    assert checks["overall: rows"].why == "no row has a label for it"
+    assert checks["overall: rows"].why == "; ".join(
+        f"{each}: not enough labels (0; 30 are needed)" for each in (folder, other)
+    )
+    # An evaluation of several judges leaves out what one of them was not trained on.
+    overview["questions"]["quality"] = {"n": 0, "few": "left out: another question"}
+    (other / RESULTS).write_text(json.dumps(overview))
+    checks = {check.name: check for check in gate_folders([folder, other], Limits(rows=50))}
+    assert checks["quality: rows"].why == f"{other}: left out: another question"
 
 
 def test_gates_of_other_questions_are_refused(folder: Path) -> None:
