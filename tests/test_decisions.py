@@ -251,8 +251,11 @@ def test_a_decision_model_is_a_judge_with_probabilities_flips_and_a_price(
         (answered(FLAT, type="refusal"), "1 answers of m cannot be read: refused"),
         (answered([0.2] * 11), "1 answers of m cannot be read: probabilities that sum to 2.2"),
         (answered(FLAT[:9]), "1 answers of m cannot be read: probabilities of other options"),
-        ((200, {}, b'{"model": "m"}'), "1 rows have no answer: an answer without answers, 7 times"),
-        (failure(413, "too long"), "1 rows have no answer: status 413: too long"),
+        (
+            (200, {}, b'{"model": "m"}'),
+            "1 of 12 requests have no answer: an answer without answers, 7 times",
+        ),
+        (failure(413, "too long"), "1 of 12 requests have no answer: status 413: too long"),
     ],
 )
 def test_a_row_without_a_usable_answer_is_a_parse_failure_and_counted(
@@ -272,6 +275,19 @@ def test_a_row_without_a_usable_answer_is_a_parse_failure_and_counted(
     assert (model["parse_failures"], "repeats" in model) == (1, False)
     assert model["metrics"]["mae"]["n"] == 11
     assert model["metrics"]["mae_strict"]["n"] == 12
+
+
+def test_what_is_refused_each_time_is_counted_as_requests(rows: Path, tmp_path: Path) -> None:
+    first: list[str] = []
+
+    def answer(body: Body, number: int) -> Answer:
+        first[:] = first or [body["input"]]
+        return failure(400, "no") if body["input"] == first[0] else answered(FLAT)
+
+    with TeacherServer(answer) as server:
+        done = run(rows, tmp_path / "out", server.url, "--repeats=2")
+    assert done.exit_code == 0, done.exception
+    assert "2 of 24 requests have no answer: status 400: no" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(
