@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -271,7 +272,7 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
         row["question"] = example.asks
     if scored.verdict_mass is None and scored.greedy == scored.verdict:
         del row["greedy"]  # as of a model at an endpoint: the verdict is that of the answer
-    if example.shares:
+    if example.shares and _has_several_labels(example):
         row["shares"] = example.shares
     if example.annotators:
         row["annotators"] = [annotator.model_dump() for annotator in example.annotators]
@@ -285,6 +286,16 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
             "swapped_probabilities": other.probabilities or None,
         }
     return Prediction.model_validate(row)
+
+
+def _has_several_labels(example: JudgeExample) -> bool:
+    """Return whether the shares of a row are of several labels: of votes, its cell says it."""
+    if max(example.shares) < 1:
+        return True
+    if example.annotators:
+        return len(example.annotators) > 1
+    cell: Any = (example.row or {})["labels"]
+    return bool(sum(cell[example.asks]["votes"].values()) > 1)
 
 
 def _label(example: JudgeExample) -> Verdict:
