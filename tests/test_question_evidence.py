@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
 from pt_app.core.records import Annotation
 from pt_app.core.results import RESULTS, Cost, Prediction, Results, read_results
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.calibration import (
     Confidence,
@@ -27,6 +30,7 @@ from pt_app.evidence.gate import decide, gate_folders
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Limits
 from pt_app.evidence.overview import MIN_LABELS, overview
+from pt_app.evidence.probe import Regression
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.report import terminal_table, write_report
 from pt_app.report.overview import overview_table
@@ -258,7 +262,7 @@ def test_the_accuracy_promised_of_a_question_holds_in_95_of_100_splits(
 
 def test_questions_that_make_up_another_are_combined_into_it() -> None:
     """The label is the sum of what two questions say; asked directly the judge guesses."""
-    scale, rng = questions()[2].scale, random.Random(0)
+    asked, rng = questions()[2], random.Random(0)
     rows, distributions, labels = [], [], []
     for i in range(160):
         polite, helpful = rng.random() < 0.5, rng.random() < 0.5
@@ -274,19 +278,62 @@ def test_questions_that_make_up_another_are_combined_into_it() -> None:
 
     def part(start: int, stop: int) -> tuple[Labelled, list[Distributions]]:
         own = slice(start, stop)
-        return Labelled.of(rows[own], labels[own], groups[own], scale), distributions[own]
+        return Labelled.of(rows[own], labels[own], groups[own], asked.scale), distributions[own]
 
     guessed = [rng.randrange(3) for _ in range(80)]
-    found = combine("quality", scale, part(0, 80), part(80, 160), guessed)
+    found = combine(asked, part(0, 80), part(80, 160), guessed)
     assert found.combined.value == pytest.approx(1.0)
     assert (found.difference.low or 0) > 0.3
     assert found.weights["polite"]["true"][0] > 0 > found.weights["polite"]["false"][0]
     assert "combined - direct" in "\n".join(lines(found))
     with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
-        combine("quality", scale, part(0, 20), part(80, 160), guessed)
+        combine(asked, part(0, 20), part(80, 160), guessed)
     groups = ["one source"] * 160
     with pytest.raises(UserError, match="label for quality are of one group"):
-        combine("quality", scale, part(0, 80), part(80, 160), guessed)
+        combine(asked, part(0, 80), part(80, 160), guessed)
+
+
+def applied(found: dict[str, Any], of_row: Mapping[str, Mapping[str, float]]) -> Verdict:
+    """What combined.json predicts of a row, by the formula of docs/QUESTIONS.md."""
+    scores = list(found["intercept"])
+    for name, of_answers in found["weights"].items():
+        for answer, weights in of_answers.items():
+            scores = [s + w * of_row[name][answer] for s, w in zip(scores, weights, strict=True)]
+    options: list[str] = found["options"]
+    if not options:
+        values = Scale.from_name(found["scale"]).values
+        return min(values, key=lambda value: abs(float(value) - scores[0]))
+    if len(options) < 3:
+        return options[1] if scores and scores[0] > 0 else options[0]
+    return options[scores.index(max(scores))]
+
+
+@pytest.mark.parametrize(("name", "used"), [(q.name, None) for q in questions()] + [("offer", 2)])
+def test_combined_weights_give_the_predictions(name: str, used: int | None) -> None:
+    asked = next(question for question in questions() if question.name == name)
+    rng, values = np.random.default_rng(0), asked.scale.values[:used]
+    labels = [values[place] for place in rng.integers(0, len(values), 120)]
+    rows = [Prediction(group=f"g{i}") for i in range(120)]
+    groups = [row.group for row in rows]
+    whole = Labelled.of(rows, labels, groups, asked.scale)
+    tone = {"a": 0.3, "b": 0.2}
+    chances = rng.dirichlet(np.ones(3), 120)
+    chances[:, 0] += [values.index(label) / len(values) for label in labels]  # says something
+    distributions = [
+        {"tone": dict(zip([*tone, "c"], map(float, own), strict=True)), "flat": tone}
+        for own in chances
+    ]
+    found = combine(asked, (whole, distributions), (whole, distributions), labels)
+    stored = json.loads(json.dumps(found.as_json()))
+    features = np.array([[p for of in row.values() for p in of.values()] for row in distributions])
+    fitted = Regression.fit(whole, features, asked.scale).predict(features)
+    predicted = Baseline.of("", fitted, asked.scale, None).verdicts
+    assert len({*predicted}) > 1
+    shown = [applied(stored, row) for row in distributions]
+    if asked.type == "bool":
+        assert stored["options"] == ["true", "false"]
+        predicted = [str(verdict == "yes").lower() for verdict in predicted]
+    assert shown == list(predicted)
 
 
 def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) -> None:
