@@ -205,6 +205,16 @@ def test_a_scale_with_too_many_verdicts_is_refused() -> None:
         WireQuestion.of(Scale.from_name("0-1000"), "")
 
 
+def test_a_question_on_too_fine_a_scale_is_named_with_a_remedy(tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "data")
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["overall"]["scale"] = "0-1000"
+    (data / "dataset.json").write_text(json.dumps(card))
+    done = run(data, tmp_path / "out", "http://127.0.0.1:9")
+    said = "question overall: the scale 0-1000 has 1001 verdicts, and decision models take at most "
+    assert f"{said}255 options: remove the question from a copy of the data" in str(done.exception)
+
+
 def test_a_url_that_names_a_route_is_taken_as_it_is() -> None:
     assert route("http://a/v1/", "openai") == "http://a/v1/decisions"
     assert route("http://a/v1", "systemone") == "http://a/v1/systemone"

@@ -162,6 +162,8 @@ def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
         (STATE, {"a": {"type": "bool", "instructions": "\ud800?"}}, "a: it holds half of a surr"),
         (STATE, {1: {"type": "bool", "instructions": "?"}}, '"1" is no name of a question'),
         (STATE, "tone", 'there is no question "tone"'),
+        (STATE, [], "questions: there is none: name some, or leave it out for all"),
+        (STATE, {}, "there is no question: declare one or more"),
         (None, None, "a state maps fields to texts, and this is a NoneType: give ticket, reply"),
         ([STATE], None, "a state maps fields to texts, and this is a list"),
         ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),

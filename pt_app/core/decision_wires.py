@@ -48,8 +48,11 @@ class WireQuestion:
             UserError: if the scale has more verdicts than a decision model takes options.
         """
         if (count := len(scale.values)) > MAX_OPTIONS:
+            where = f"question {question.name}: " if question else ""
             limit = f"decision models take at most {MAX_OPTIONS} options"
-            raise UserError(f"the scale {scale.name} has {count} verdicts, and {limit}")
+            remedy = "remove the question from a copy of the data" if question else "do not ask one"
+            problem = f"{where}the scale {scale.name} has {count} verdicts"
+            raise UserError(f"{problem}, and {limit}: {remedy}, or label on a coarser scale")
         about = dict(question.described) if question else {}
         described = [about.get(str(value), "") for value in scale.values]
         words = question.declared.instructions if question else words
