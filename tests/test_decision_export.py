@@ -144,9 +144,14 @@ def test_parity_compares_the_questions_that_an_export_holds(
         parity.check(asks_four, tickets, [f"transformers:{copied}"], own)
 
 
-def test_a_question_without_a_test_row_is_named(
-    asks_four: Path, tickets: Path, options: ExportOptions, tmp_path: Path
+def test_a_question_without_a_test_row_is_named_before_the_model_is_read(
+    asks_four: Path,
+    tickets: Path,
+    options: ExportOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(adapters, "load_merged", None)
     data = shutil.copytree(tickets, tmp_path / "data")
     rows = [json.loads(line) for line in (data / "judge_test.json").read_text().splitlines()]
     for row in rows:

@@ -22,6 +22,7 @@ from pt_app.core.errors import UserError
 from pt_app.core.questions import Declared, Question
 from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
+from pt_app.eval_model import compare
 from pt_app.models.endpoint import client
 from tests.conftest import ROOT
 from tests.question_rows import questions, write_questions
@@ -205,7 +206,10 @@ def test_a_scale_with_too_many_verdicts_is_refused() -> None:
         WireQuestion.of(Scale.from_name("0-1000"), "")
 
 
-def test_a_question_on_too_fine_a_scale_is_named_with_a_remedy(tmp_path: Path) -> None:
+def test_a_question_on_too_fine_a_scale_is_named_before_adapters_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_judged_each", None)
     data = write_questions(tmp_path / "data")
     card = json.loads((data / "dataset.json").read_text())
     card["questions"]["overall"]["scale"] = "0-1000"

@@ -11,7 +11,7 @@ from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.results import RESULTS, JsonObject, LearningPoint, QuestionSummary, Results
 from pt_app.eval_model.asking import prompted_rows
-from pt_app.eval_model.deciding import decided_rows
+from pt_app.eval_model.deciding import asked_about, decided_rows
 from pt_app.eval_model.evaluation import ByQuestion, Scoring, probed, written
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
@@ -66,6 +66,8 @@ def evaluate_judges(
     if declared:
         dataset = _shared_questions(dataset, infos)
     test = draw(dataset.test, options.rows, options.seed)
+    if endpoint and endpoint.decisions:
+        asked_about(test, dataset)  # what cannot be asked is refused before adapters are scored
     probes = _probe(infos[0], dataset, test, options) if infos else {}
     judges = _judged_each(infos, test, options)
     if options.curve:

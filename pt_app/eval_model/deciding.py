@@ -43,9 +43,9 @@ def decided_rows(
         Its rows by question; "": without one.
 
     Raises:
-        UserError: as `replies_to`, if no answer can be read, and for a scale that is too fine.
+        UserError: as `replies_to` and `asked_about`, and if no answer can be read.
     """
-    questions = _questions(test, data)
+    questions = asked_about(test, data)
     fields = _fields(data)
     bodies = {
         row.id: request(endpoint.wire, endpoint.model, _state(row, fields), questions[row.id])
@@ -69,8 +69,14 @@ def decided_rows(
     return rows
 
 
-def _questions(test: Sequence[JudgeExample], data: JudgeData) -> dict[str, dict[str, WireQuestion]]:
-    """Return what is asked about each row, by its id: all questions that it has a label for."""
+def asked_about(
+    test: Sequence[JudgeExample], data: JudgeData
+) -> dict[str, dict[str, WireQuestion]]:
+    """Return what is asked about each row, by its id: all questions that it has a label for.
+
+    Raises:
+        UserError: for a scale that is too fine, and for data without words to ask in.
+    """
     scales = {name: view.scale for name, view in data.views()}
     words = "" if data.questions else _words(data)
     questions: dict[str, dict[str, WireQuestion]] = {}

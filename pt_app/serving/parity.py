@@ -16,7 +16,7 @@ from pydantic import Field
 from pt_app.core import results
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.choosing import choose
-from pt_app.core.dataset import draw, read_dataset
+from pt_app.core.dataset import JudgeData, draw, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray
@@ -146,6 +146,27 @@ def refuse_questions(info: AdapterInfo) -> None:
         raise UserError(f"{info.folder} has questions, which engines are not asked: {remedy}")
 
 
+def data_of(info: AdapterInfo, data: Path) -> JudgeData:
+    """Read the data on which a judge is compared.
+
+    Raises:
+        UserError: for data of another scale, without a question or without a test row of one.
+    """
+    dataset = read_dataset(data)
+    if isinstance(info.asked, Scale) and dataset.scale != info.scale:
+        problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
+        raise UserError(f"{problem}: name data of the judge's scale")
+    shared, labelled = info.shared_with(dataset), {row.asks for row in dataset.test}
+    for name in (question.name for question in info.questions):
+        if name not in (question.name for question in shared):
+            problem = f"{data} does not ask {name} about {', '.join(info.state)}"
+            raise UserError(f"{problem}: name the judge's own data")
+        if name not in labelled:
+            remedy = "label some, or export other --questions"
+            raise UserError(f"{data}: no test row has a label for {name}: {remedy}")
+    return dataset
+
+
 @dataclass(frozen=True)
 class Reference:
     """What engines are compared with.
@@ -183,33 +204,18 @@ class Reference:
             deciding: also read the tokens that tell the lines apart alone.
 
         Raises:
-            UserError: for another base, for data of another scale, without a question or without
-                a test row of one, and with `deciding` for verdicts that no single token tells
-                apart.
+            UserError: as `data_of`, for another base, and with `deciding` for verdicts that no
+                single token tells apart.
         """
-        dataset = read_dataset(data)
-        if isinstance(info.asked, Scale) and dataset.scale != info.scale:
-            problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
-            raise UserError(f"{problem}: name data of the judge's scale")
-        shared = {question.name for question in info.shared_with(dataset)}
-        if missing := [q.name for q in info.questions if q.name not in shared]:
-            problem = f"{data} does not ask {missing[0]} about {', '.join(info.state)}"
-            raise UserError(f"{problem}: name the judge's own data")
-        asked = info.questions or (None,)
-        views = [dataset.about((own,)) if own else dataset for own in asked]
-        drawn = [draw(view.test, options.rows, options.seed) for view in views]
-        if without := [
-            own.name for own, rows in zip(asked, drawn, strict=True) if own and not rows
-        ]:
-            remedy = "label some, or export other --questions"
-            raise UserError(f"{data}: no test row has a label for {without[0]}: {remedy}")
+        dataset = data_of(info, data)
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base)).eval()
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
+        asked = [(encoder.about(own), dataset.about((own,))) for own in info.questions]
         read = []
-        for own, rows in zip(asked, drawn, strict=True):
+        for own, about in asked or [(encoder, dataset)]:
+            rows = draw(about.test, options.rows, options.seed)
             used = results.DataUsed(path=data.name, rows=len(rows), sha256=dataset.sha256)
-            each = encoder.about(own) if own else encoder
-            read.append(Reference.on(rows, used, model, each, info))
+            read.append(Reference.on(rows, used, model, own, info))
         if not deciding:
             return read
         return [
