@@ -343,6 +343,8 @@ class Judge:
             raise UserError(f"{self.info.folder} has a scale and no questions: use score()")
         if not isinstance(questions, Mapping):
             asked_for = [questions] if isinstance(questions, str) else list(questions or ())
+            if not asked_for and questions is not None:
+                raise UserError("questions: there is none: name some, or leave it out for all")
             some = chosen(own, asked_for, f"{self.info.folder}")
             return {question.name: question for question in some}
         declared = {name: as_declared(name, words) for name, words in questions.items()}

@@ -15,7 +15,9 @@ from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
 from pt_app.core.records import JudgeExample, Label
+from pt_app.core.results import AttackResults, DataUsed
 from pt_app.core.verdicts import Scale
+from pt_app.report.sections import attack_section
 from pt_app.scoring.scorer import Scored
 from tests.question_rows import CARD, questions
 from tests.question_rows import examples as asked_rows
@@ -212,6 +214,22 @@ def test_what_an_attacker_wins_is_told_in_the_scales_own_units() -> None:
     assert favour(np.array([[0.5, 0.3, 0.2]]), offer, np.array([2]))[0] == 0.2
     five = np.array([[0.0, 0.0, 0.5, 0.5, 0.0]])
     assert favour(five, Scale.from_name("1-5"), np.array([0]))[0] == 3.5
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit"),
+    [
+        ("-2-2:0.5", "units of the scale"),
+        ("1-5:0.5", "units of the scale"),
+        ("pass_fail", "probability"),
+        ("bool", "probability"),
+    ],
+)
+def test_the_report_says_in_which_unit_a_shift_is(scale: str, unit: str) -> None:
+    found = AttackResults(question="q", data=DataUsed(rows=5), scale=scale, step=0.5)
+    section = attack_section(found)
+    assert section is not None
+    assert f"({unit})" in str(section.blocks[0])
 
 
 def test_a_judge_is_attacked_and_its_report_says_so(adapter: Path, base: Path, rows: Path) -> None:

@@ -1,6 +1,7 @@
 """`judge export --to transformers`: what `pipeline("decision")` answers is what the judge says."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,49 @@ def test_a_folder_holds_what_is_needed_and_no_path(exported: Path, options: Expo
     for path in exported.glob("*.json"):
         assert str(options.base) not in path.read_text()
         assert str(exported.parent) not in path.read_text()
+
+
+def test_parity_compares_the_questions_that_an_export_holds(
+    exported: Path,
+    asks_four: Path,
+    tickets: Path,
+    options: ExportOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_if_trained(monkeypatch)
+    own = parity.ParityOptions(rows=20, base=options.base, out=tmp_path / "parity.json")
+    target = f"transformers:{exported}"
+    found = parity.check(asks_four, tickets, [target], own)
+    assert found.decision == "same", [each.why for each in found.targets]
+    assert [each.question for each in found.targets] == ["apologises"] * 2 + ["quality"] * 2
+    # What cannot be compared is refused before the model is read.
+    monkeypatch.setattr(adapters, "load_merged", None)
+    copied = shutil.copytree(exported, tmp_path / "copied")
+    record = (copied / "parity.json").read_text()
+    (copied / "parity.json").write_text(record.replace('"quality"', '"tone"'))
+    with pytest.raises(UserError, match=r"its export holds tone, which .* does not ask: name an"):
+        parity.check(asks_four, tickets, [f"transformers:{copied}"], own)
+    (copied / "parity.json").unlink()
+    with pytest.raises(UserError, match=r"leave it out, --questions \(judge export\)"):
+        parity.check(asks_four, tickets, [f"transformers:{copied}"], own)
+
+
+def test_a_question_without_a_test_row_is_named_before_the_model_is_read(
+    asks_four: Path,
+    tickets: Path,
+    options: ExportOptions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapters, "load_merged", None)
+    data = shutil.copytree(tickets, tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "judge_test.json").read_text().splitlines()]
+    for row in rows:
+        row["labels"].pop("quality", None)
+    (data / "judge_test.json").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match="data: no test row has a label for quality: label some"):
+        export(asks_four, "transformers", tmp_path / "out", data, options)
 
 
 @pytest.mark.parametrize("text", ["", ATTACKED, "\n\n  trailing  "])

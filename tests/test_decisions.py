@@ -8,15 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import example, given, reject
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from pt_app.cli import app
-from pt_app.core.decision_wires import WireQuestion, request, route
+from pt_app.core.decision_wires import TRUE_FALSE, WireQuestion, request, route
 from pt_app.core.errors import UserError
+from pt_app.core.questions import Declared, Question
+from pt_app.core.records import JudgeExample
 from pt_app.core.verdicts import Scale
+from pt_app.eval_model import compare
 from pt_app.models.endpoint import client
 from tests.conftest import ROOT
 from tests.question_rows import questions, write_questions
@@ -91,6 +97,71 @@ def test_a_server_reads_declared_questions_with_what_their_options_mean(wire: An
     assert overall == asked["overall"]
 
 
+TEXT = st.text(max_size=12)
+SCALES = st.sampled_from(["0-1", "0-2", "1-5", "1-5:0.5", "-2-2:0.5", "0-10", "0-100"])
+DECLARED = st.one_of(
+    st.fixed_dictionaries(
+        {"type": st.just("bool"), "instructions": TEXT},
+        optional={"criteria": st.dictionaries(st.sampled_from(["true", "false"]), TEXT)},
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("choice"),
+            "instructions": TEXT,
+            "options": st.dictionaries(TEXT, st.none() | TEXT, min_size=2, max_size=5),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("score"),
+            "instructions": TEXT,
+            "levels": st.lists(st.none() | TEXT, min_size=2, max_size=12),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"type": st.just("score"), "instructions": TEXT, "scale": SCALES},
+        optional={"legend": st.dictionaries(st.sampled_from(["0", "1", "2", "-2", "1.5"]), TEXT)},
+    ),
+)
+
+
+@pytest.mark.parametrize("wire", ["openai", "systemone"])
+@given(declared=DECLARED)
+@example(declared={"type": "bool", "instructions": "Is it so?\n", "criteria": {"true": "yes\n"}})
+@example(
+    declared={
+        "type": "score",
+        "instructions": "How many stars?",
+        "scale": "1-5",
+        "legend": {"1": "bad", "5": "good"},
+    }
+)
+@example(declared={"type": "score", "instructions": "How much?", "levels": ["none", None, "much"]})
+def test_a_served_judge_knows_its_own_question_in_the_words_of_our_client(
+    wire: Any, declared: dict[str, Any]
+) -> None:
+    pytest.importorskip("uvicorn", reason="pip install -r requirements-serve.txt")
+    from pt_app.judge import Judge
+    from pt_app.serving import wires
+    from pt_app.serving.questions import row_of
+
+    try:
+        own = Question.of("own", Declared.model_validate(declared), "here")
+    except UserError:
+        reject()
+    judge = Judge.__new__(Judge)
+    judge.info = SimpleNamespace(questions=(own,), state=("text",))  # type: ignore[assignment]
+    body = request(wire, "m", {"text": "a"}, {"q": WireQuestion.of(own.scale, "", own)})
+    read = wires.SystemOne if wire == "systemone" else wires.Decisions
+    made = read.model_validate(json.loads(json.dumps(body)))
+    row = row_of(made.wire_questions()[0], made.state(), judge, strict=True)
+    assert row.trained
+    assert isinstance(row.row, JudgeExample)
+    assert row.row.question is own
+    expected = TRUE_FALSE if own.type == "bool" else tuple(map(str, own.scale.values))
+    assert row.verdicts == expected
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
@@ -133,6 +204,19 @@ def test_levels_of_a_score_go_by_their_places() -> None:
 def test_a_scale_with_too_many_verdicts_is_refused() -> None:
     with pytest.raises(UserError, match="1001 verdicts, and decision models take at most 255"):
         WireQuestion.of(Scale.from_name("0-1000"), "")
+
+
+def test_a_question_on_too_fine_a_scale_is_named_before_adapters_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "_judged_each", None)
+    data = write_questions(tmp_path / "data")
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["overall"]["scale"] = "0-1000"
+    (data / "dataset.json").write_text(json.dumps(card))
+    done = run(data, tmp_path / "out", "http://127.0.0.1:9")
+    said = "question overall: the scale 0-1000 has 1001 verdicts, and decision models take at most "
+    assert f"{said}255 options: remove the question from a copy of the data" in str(done.exception)
 
 
 def test_a_url_that_names_a_route_is_taken_as_it_is() -> None:
@@ -181,8 +265,11 @@ def test_a_decision_model_is_a_judge_with_probabilities_flips_and_a_price(
         (answered(FLAT, type="refusal"), "1 answers of m cannot be read: refused"),
         (answered([0.2] * 11), "1 answers of m cannot be read: probabilities that sum to 2.2"),
         (answered(FLAT[:9]), "1 answers of m cannot be read: probabilities of other options"),
-        ((200, {}, b'{"model": "m"}'), "1 rows have no answer: an answer without answers, 7 times"),
-        (failure(413, "too long"), "1 rows have no answer: status 413: too long"),
+        (
+            (200, {}, b'{"model": "m"}'),
+            "1 of 12 requests have no answer: an answer without answers, 7 times",
+        ),
+        (failure(413, "too long"), "1 of 12 requests have no answer: status 413: too long"),
     ],
 )
 def test_a_row_without_a_usable_answer_is_a_parse_failure_and_counted(
@@ -202,6 +289,19 @@ def test_a_row_without_a_usable_answer_is_a_parse_failure_and_counted(
     assert (model["parse_failures"], "repeats" in model) == (1, False)
     assert model["metrics"]["mae"]["n"] == 11
     assert model["metrics"]["mae_strict"]["n"] == 12
+
+
+def test_what_is_refused_each_time_is_counted_as_requests(rows: Path, tmp_path: Path) -> None:
+    first: list[str] = []
+
+    def answer(body: Body, number: int) -> Answer:
+        first[:] = first or [body["input"]]
+        return failure(400, "no") if body["input"] == first[0] else answered(FLAT)
+
+    with TeacherServer(answer) as server:
+        done = run(rows, tmp_path / "out", server.url, "--repeats=2")
+    assert done.exit_code == 0, done.exception
+    assert "2 of 24 requests have no answer: status 400: no" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(
@@ -344,6 +444,30 @@ def test_a_served_judge_that_is_asked_something_else_is_told_of(
     done = run(data, tmp_path / "out", f"{served.url}/v1", *flags)
     assert done.exit_code == 0, done.exception
     said = "12 answers of jev-latest are to a question that it was not trained on"
+    assert said in " ".join(done.output.split())
+
+
+def to_all(body: Body, **extra: dict[str, Any]) -> Answer:
+    """Even answers to all questions of a request of OpenAI's Decisions; `extra` by question."""
+    answers: list[Body] = []
+    for asked in body["questions"]:
+        one: Body = {"type": asked["type"], "name": asked["name"], "probability": 0.5}
+        if asked["type"] != "predicate":
+            listed = asked.get("choices") or asked["levels"]
+            values = [each.get("value", place) for place, each in enumerate(listed)]
+            one["probabilities"] = [{"value": v, "probability": 1 / len(values)} for v in values]
+        answers.append(one | extra.get(asked["name"], {}))
+    usage = {"input_tokens": 100, "output_tokens": 0}
+    return 200, {}, json.dumps({"model": "m", "answers": answers, "usage": usage}).encode()
+
+
+def test_questions_that_a_served_judge_was_not_trained_on_are_named(tmp_path: Path) -> None:
+    other = {"x_judge": {"trained_question": False}}
+    data = write_questions(tmp_path / "data")
+    with TeacherServer(lambda body, number: to_all(body, offer=other, quality=other)) as server:
+        done = run(data, tmp_path / "out", server.url, "--repeats=1")
+    assert done.exit_code == 0, done.exception
+    said = "18 answers of m are to a question that it was not trained on: offer, quality"
     assert said in " ".join(done.output.split())
 
 

@@ -127,8 +127,8 @@ def test_refused_rows_are_counted_with_their_reason(rows: Path, tmp_path: Path) 
         "withheld by the endpoint's content filter",
         "an answer without choices, 7 times",
     ):
-        assert f"2 rows have no answer: {reason}" in shown(done)
-    assert "2 rows have no answer: status 400: this text is too long" in shown(done)
+        assert f"2 of 12 requests have no answer: {reason}" in shown(done)
+    assert "2 of 12 requests have no answer: status 400: this text is too long" in shown(done)
     assert verdicts(tmp_path / "out") == {7, None}
 
 

@@ -110,8 +110,8 @@ def test_the_distance_to_the_annotators_is_the_earth_movers() -> None:
 
 def test_rows_with_one_label_have_no_distance_and_votes_have_one() -> None:
     scale, sample = Scale.from_name("pass_fail"), Resampler(range(3))
-    given = [rated("PASS"), rated("PASS", "FAIL"), rated(shares=[0.2, 0.8])]
-    chances = np.array([[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]])
+    given = [rated("PASS", shares=[1.0, 0.0]), rated("PASS", "FAIL"), rated(shares=[0.2, 0.8])]
+    chances = np.array([[0.0, 1.0], [0.9, 0.1], [0.2, 0.8]])
     found = distance_to_shares(given, chances, scale, sample)
     assert found
     assert (found.judge.value, found.judge.n) == (pytest.approx(0.2), 2)

@@ -9,9 +9,13 @@ import pytest
 from pt_app.core.dataset import read_dataset
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
-from pt_app.eval_model.evaluation import evaluate
+from pt_app.core.records import Place
+from pt_app.core.state_rows import examples_of
+from pt_app.eval_model.evaluation import evaluate, prediction
 from pt_app.models import adapters, bases
+from pt_app.scoring.scorer import Scored
 from pt_app.training.preparation import Prepared
+from tests.question_rows import questions
 
 PAIR = {
     "id": "pair",
@@ -59,6 +63,26 @@ def test_predictions_keep_every_text_that_a_row_has(evaluation: Path) -> None:
     assert "prompt" not in pair
     assert chat["prompt"] == CHAT["input"]
     assert not chat.keys() & {"conversation", "context", "candidates"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "several"),
+    [
+        ({"annotators": {"ana": "refund"}}, False),
+        ({"annotators": {"ana": "refund", "rui": "refund"}}, True),
+        ({"votes": {"refund": 1}}, False),
+        ({"votes": {"refund": 1, "nothing": 0}}, False),
+        ({"votes": {"refund": 2}}, True),
+        ({"votes": {"refund": 1, "nothing": 1}}, True),
+        ({"votes": {"refund": 0.25, "nothing": 0.75}}, True),
+        ("refund", False),
+    ],
+)
+def test_predictions_have_the_shares_of_several_labels_alone(cell: Any, several: bool) -> None:
+    row = {"ticket": "t", "reply": "r", "labels": {"offer": cell}}
+    place = Place(Path("rows.json"), 1, lines=True)
+    (example,) = examples_of(row, place, ["ticket", "reply"], questions(), "1")
+    assert (prediction("adapter", example, Scored("ok", "refund")).shares is not None) == several
 
 
 def test_rows_that_were_shortened_are_counted_for_each_judge(evaluation: Path) -> None:

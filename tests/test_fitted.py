@@ -1,6 +1,7 @@
 """What validation rows teach about confidence: fitted in training, kept, used, and read again."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from pt_app.core.choosing import choose
 from pt_app.core.errors import UserError
+from pt_app.core.records import JudgeExample
 from pt_app.core.results import Prediction
 from pt_app.core.verdicts import Scale
 from pt_app.eval_model.judge_train_mps import main as train
@@ -17,9 +19,11 @@ from pt_app.evidence.calibration import (
     confidence_in,
     confidence_of,
     probabilities_of,
+    rows_to_fit_on,
     with_temperature,
 )
 from pt_app.judge import Judge
+from tests.question_rows import questions
 from tests.rows import write_rows
 
 FIVE = Scale.from_name("1-5")
@@ -61,6 +65,25 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_few_rows_teach_nothing() -> None:
     assert Fitted.on(judged(29), FIVE, 0.9) is None
     assert Fitted.on([Prediction(label=1, group=1)] * 50, FIVE, 0.9) is None
+
+
+def test_a_rare_question_is_calibrated_on_all_of_its_validation_rows() -> None:
+    common, rare, *_ = questions()
+    rows = []
+    for i in range(1500):
+        row = JudgeExample(id=str(i), where=f"row {i}")
+        rows += [row.model_copy(update={"question": common})]
+        if i % 38 == 0:
+            rows += [row.model_copy(update={"question": rare})]
+    drawn = rows_to_fit_on(rows)
+    assert Counter(row.asks for row in drawn) == {common.name: 1000, rare.name: 40}
+    assert [rows.index(row) for row in drawn] == sorted(rows.index(row) for row in drawn)
+    # Rows that have both labels are drawn for both questions: they share the state.
+    assert len({row.id for row in drawn}) < 1020
+    alone = [row for row in rows if row.question is common]
+    assert len(rows_to_fit_on(alone)) == 1000
+    assert rows_to_fit_on(rows[:50]) == rows[:50]
+    assert rows_to_fit_on([]) == []
 
 
 def test_a_row_below_the_threshold_is_left_to_people() -> None:

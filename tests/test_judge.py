@@ -192,7 +192,7 @@ def test_rows_of_one_source_are_judged_together_and_written_in_their_order(
             assert chances == pytest.approx(one.probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0"])
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "1/²"])
 def test_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--shard"):
         shard_of(text, 9)

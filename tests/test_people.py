@@ -1,6 +1,9 @@
 """Agreement among people: against the packages that others use, and the figures of real sets."""
 
 import json
+import math
+from fractions import Fraction
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import krippendorff
@@ -151,6 +154,24 @@ def test_annotators_without_a_name_are_different_ones() -> None:
     unnamed = [[{"verdict": a}, {"verdict": b}] for a, b in ((3, 4), (2, 2), (5, 3))]
     named = rated([3, 4], [2, 2], [5, 3])
     assert people.agreement_of(rated(*unnamed), TEN) == people.agreement_of(named, TEN)
+
+
+def test_an_annotator_may_have_any_name() -> None:
+    names = ["²", "10", "9", "٣", "ana", "1.5"]
+    row = [{"rater": name, "verdict": place} for place, name in enumerate(names)]
+    ratings = people.ratings_of(rated(row), TEN)
+    assert ratings.raters == ("٣", "9", "10", "1.5", "ana", "²")
+
+
+@pytest.mark.parametrize("name", ["0-1:0.1", "1-5:0.5", "-1-1:0.2", "0-10"])
+def test_the_others_stand_for_the_value_nearest_to_their_mean_the_lower_of_two(name: str) -> None:
+    scale = Scale.from_name(name)
+    size = len(scale.values)
+    for count in (2, 3, 4):
+        for places in combinations_with_replacement(range(size), count):
+            nearest = Fraction(sum(places), count) - Fraction(1, 2)
+            (found,) = people._consensus(np.array(places), scale).tolist()
+            assert found == math.ceil(nearest), places
 
 
 def test_intervals_of_few_rows_stay_within_the_bounds_of_agreement() -> None:

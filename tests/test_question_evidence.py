@@ -3,7 +3,9 @@
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
 from pt_app.core.questions import Question
+from pt_app.core.records import Annotation
 from pt_app.core.results import RESULTS, Cost, Prediction, Results, read_results
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.calibration import (
     Confidence,
@@ -26,8 +30,11 @@ from pt_app.evidence.gate import decide, gate_folders
 from pt_app.evidence.intervals import Resampler
 from pt_app.evidence.options import Limits
 from pt_app.evidence.overview import MIN_LABELS, overview
+from pt_app.evidence.probe import Regression
 from pt_app.evidence.results import JudgeRows, results_of, write_evaluation
 from pt_app.report import terminal_table, write_report
+from pt_app.report.overview import overview_table
+from pt_app.report.page import sentences
 from tests.question_rows import questions
 
 MANY = {
@@ -118,6 +125,49 @@ def test_every_question_has_its_pages_and_the_overview_links_to_them(
     assert "apologises" in capsys.readouterr().out
 
 
+def summarised(rows: list[Prediction], fitted: Fitted | None = None) -> Results:
+    """The overview of a judge of one question."""
+    question = ASKED[0]
+    judges = [JudgeRows("adapter", "a", rows, fitted=fitted, rule="mode")]
+    results = results_of(judges, question.scale, {"path": "d"}, (), (), {})
+    return overview({question.name: (question.type, "bool")}, {question.name: results}, {}, (), {})
+
+
+def test_the_overview_says_on_which_rows_a_threshold_was_chosen(tmp_path: Path) -> None:
+    own = judged(ASKED[0], "adapter", 150, 1.0)
+    fitted = Fitted.on(own, ASKED[0].scale, 0.9)
+    for name, given in (("fitted", fitted), ("bare", None)):
+        whole = summarised(own, given)
+        summary = whole.questions["apologises"]
+        assert summary.threshold is not None
+        assert summary.chosen_on == ("validation" if given else None)
+        cells = overview_table(whole)[1][0]
+        assert cells[7] == ("1.000, 1.000 right" if given else "1.000, 1.000 right *"), name
+        # A file of an earlier version does not say it.
+        del summary.chosen_on
+        before = Results.parse(json.dumps(whole.as_json()), "results.json")
+        assert overview_table(before)[1][0][7] == "1.000, 1.000 right"
+    assert "which validation rows decided (*: these rows themselves" in sentences("overview")
+
+
+def test_a_number_of_the_overview_has_its_n_or_enough_rows() -> None:
+    own = judged(ASKED[0], "adapter", 60, 0.8)
+    raters = [{"rater": "ana", "verdict": "yes"}, {"rater": "rui", "verdict": "no"}]
+
+    def shown(count: int) -> list[str]:
+        both = [row.model_copy(update={"reordered": row.verdict}) for row in own[:40]]
+        rows = [*both, *own[40:]]
+        for i in range(count):
+            named = [Annotation.model_validate(rater) for rater in raters]
+            rows[i] = rows[i].model_copy(update={"annotators": named})
+        return overview_table(summarised(rows))[1][0]
+
+    assert shown(29)[5] == "–"
+    assert shown(30)[5] == "-1.000"  # of as many verdicts as the question has rows
+    assert shown(35)[5].endswith("(n = 70)")
+    assert shown(0)[8] == "0.000 (n = 40)"
+
+
 def test_options_have_no_check_of_leniency(folder: Path) -> None:
     judge = read_results(folder / "code").judge
     assert judge is not None
@@ -150,7 +200,14 @@ def test_a_gate_finds_questions_by_name_and_only_those_of_the_overview(
     (other / RESULTS).write_text(json.dumps(overview))
     checks = {check.name: check for check in gate_folders([folder, other], Limits(rows=50))}
     assert checks["apologises: kappa not worse by 0.02"].decision == "pass"
-    assert checks["overall: rows"].why == "no row has a label for it"
+    assert checks["overall: rows"].why == "; ".join(
+        f"{each}: not enough labels (0; 30 are needed)" for each in (folder, other)
+    )
+    # An evaluation of several judges leaves out what one of them was not trained on.
+    overview["questions"]["quality"] = {"n": 0, "few": "left out: another question"}
+    (other / RESULTS).write_text(json.dumps(overview))
+    checks = {check.name: check for check in gate_folders([folder, other], Limits(rows=50))}
+    assert checks["quality: rows"].why == f"{other}: left out: another question"
 
 
 def test_gates_of_other_questions_are_refused(folder: Path) -> None:
@@ -205,7 +262,7 @@ def test_the_accuracy_promised_of_a_question_holds_in_95_of_100_splits(
 
 def test_questions_that_make_up_another_are_combined_into_it() -> None:
     """The label is the sum of what two questions say; asked directly the judge guesses."""
-    scale, rng = questions()[2].scale, random.Random(0)
+    asked, rng = questions()[2], random.Random(0)
     rows, distributions, labels = [], [], []
     for i in range(160):
         polite, helpful = rng.random() < 0.5, rng.random() < 0.5
@@ -221,19 +278,62 @@ def test_questions_that_make_up_another_are_combined_into_it() -> None:
 
     def part(start: int, stop: int) -> tuple[Labelled, list[Distributions]]:
         own = slice(start, stop)
-        return Labelled.of(rows[own], labels[own], groups[own], scale), distributions[own]
+        return Labelled.of(rows[own], labels[own], groups[own], asked.scale), distributions[own]
 
     guessed = [rng.randrange(3) for _ in range(80)]
-    found = combine("quality", scale, part(0, 80), part(80, 160), guessed)
+    found = combine(asked, part(0, 80), part(80, 160), guessed)
     assert found.combined.value == pytest.approx(1.0)
     assert (found.difference.low or 0) > 0.3
     assert found.weights["polite"]["true"][0] > 0 > found.weights["polite"]["false"][0]
     assert "combined - direct" in "\n".join(lines(found))
     with pytest.raises(UserError, match="20 validation rows have a label for quality: 30 are"):
-        combine("quality", scale, part(0, 20), part(80, 160), guessed)
+        combine(asked, part(0, 20), part(80, 160), guessed)
     groups = ["one source"] * 160
     with pytest.raises(UserError, match="label for quality are of one group"):
-        combine("quality", scale, part(0, 80), part(80, 160), guessed)
+        combine(asked, part(0, 80), part(80, 160), guessed)
+
+
+def applied(found: dict[str, Any], of_row: Mapping[str, Mapping[str, float]]) -> Verdict:
+    """What combined.json predicts of a row, by the formula of docs/QUESTIONS.md."""
+    scores = list(found["intercept"])
+    for name, of_answers in found["weights"].items():
+        for answer, weights in of_answers.items():
+            scores = [s + w * of_row[name][answer] for s, w in zip(scores, weights, strict=True)]
+    options: list[str] = found["options"]
+    if not options:
+        values = Scale.from_name(found["scale"]).values
+        return min(values, key=lambda value: abs(float(value) - scores[0]))
+    if len(options) < 3:
+        return options[1] if scores and scores[0] > 0 else options[0]
+    return options[scores.index(max(scores))]
+
+
+@pytest.mark.parametrize(("name", "used"), [(q.name, None) for q in questions()] + [("offer", 2)])
+def test_combined_weights_give_the_predictions(name: str, used: int | None) -> None:
+    asked = next(question for question in questions() if question.name == name)
+    rng, values = np.random.default_rng(0), asked.scale.values[:used]
+    labels = [values[place] for place in rng.integers(0, len(values), 120)]
+    rows = [Prediction(group=f"g{i}") for i in range(120)]
+    groups = [row.group for row in rows]
+    whole = Labelled.of(rows, labels, groups, asked.scale)
+    tone = {"a": 0.3, "b": 0.2}
+    chances = rng.dirichlet(np.ones(3), 120)
+    chances[:, 0] += [values.index(label) / len(values) for label in labels]  # says something
+    distributions = [
+        {"tone": dict(zip([*tone, "c"], map(float, own), strict=True)), "flat": tone}
+        for own in chances
+    ]
+    found = combine(asked, (whole, distributions), (whole, distributions), labels)
+    stored = json.loads(json.dumps(found.as_json()))
+    features = np.array([[p for of in row.values() for p in of.values()] for row in distributions])
+    fitted = Regression.fit(whole, features, asked.scale).predict(features)
+    predicted = Baseline.of("", fitted, asked.scale, None).verdicts
+    assert len({*predicted}) > 1
+    shown = [applied(stored, row) for row in distributions]
+    if asked.type == "bool":
+        assert stored["options"] == ["true", "false"]
+        predicted = [str(verdict == "yes").lower() for verdict in predicted]
+    assert shown == list(predicted)
 
 
 def test_evaluations_of_folds_are_joined_question_by_question(tmp_path: Path) -> None:

@@ -18,13 +18,16 @@ from typer.testing import CliRunner
 
 from pt_app.attack.run import attack
 from pt_app.cli import app
+from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
 from pt_app.eval_model.combining import combine_questions
 from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
+from pt_app.eval_model.evaluation import Scoring
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
 from pt_app.judge import Judge
+from pt_app.models import adapters, bases
 from pt_app.models.adapters import verify_adapter
 from pt_app.serving.exporting import export
 from pt_app.serving.options import ExportOptions, ParityOptions
@@ -159,6 +162,8 @@ def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
         (STATE, {"a": {"type": "bool", "instructions": "\ud800?"}}, "a: it holds half of a surr"),
         (STATE, {1: {"type": "bool", "instructions": "?"}}, '"1" is no name of a question'),
         (STATE, "tone", 'there is no question "tone"'),
+        (STATE, [], "questions: there is none: name some, or leave it out for all"),
+        (STATE, {}, "there is no question: declare one or more"),
         (None, None, "a state maps fields to texts, and this is a NoneType: give ticket, reply"),
         ([STATE], None, "a state maps fields to texts, and this is a list"),
         ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),
@@ -208,6 +213,47 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
         evaluate_judges(tmp_path / "scores", tmp_path / "never", [single], options)
 
 
+def test_a_question_without_a_test_row_is_left_out_and_the_others_are_measured(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    rows = [json.loads(line) for line in (data / "judge_test.json").read_text().splitlines()]
+    for row in rows:
+        row["labels"].pop("offer", None)
+    (data / "judge_test.json").write_text("\n".join(map(json.dumps, rows)))
+    evaluate_judges(data, tmp_path / "out", [adapter], EvalOptions(base=str(base), probe_rows=0))
+    found = read_results(tmp_path / "out").questions
+    assert {name: own.n for name, own in found.items()} == {
+        name: 0 if name == "offer" else 36 for name in QUESTIONS
+    }
+    assert found["offer"].few == "not enough labels (0; 30 are needed)"
+    assert not (tmp_path / "out" / "offer").exists()
+    # A draw may leave a question without a row, too: each row lacks one of the four labels.
+    drawn = EvalOptions(rows=1, base=str(base), probe_rows=0)
+    evaluate_judges(folder, tmp_path / "one", [adapter], drawn)
+    assert sorted(own.n for own in read_results(tmp_path / "one").questions.values()) == [
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_question_with_too_few_validation_rows_is_named(
+    adapter: Path, base: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    info, data = verify_adapter(adapter), read_dataset(folder)
+    encoder = adapters.encoder_of(info, bases.load_tokenizer(adapter))
+    validation = [row for row in data.val if row.asks != "offer"][: 3 * 40]
+    scoring = Scoring(encoder, data.test[:1], False, "float32")
+    found = scoring.each(
+        "adapter", "a", adapters.load_merged(adapter, adapters.base_of(info, str(base))), validation
+    )
+    assert [name for name, rows in found.items() if rows.fitted is None] == ["offer"]
+    said = "adapter, offer: no calibration and no threshold: 0 validation rows have a label and fit"
+    assert f"{said}, and 30 are needed: label more" in caplog.text
+
+
 def test_commands_of_one_scale_refuse_several_questions_in_a_line(
     judge: Judge, folder: Path
 ) -> None:
@@ -246,14 +292,36 @@ def test_questions_that_are_not_attacked_are_named(
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     card = json.loads((data / "dataset.json").read_text())
-    card["questions"]["offer"]["instructions"] += " "
+    card["questions"]["offer"]["options"] = dict(reversed(QUESTIONS["offer"]["options"].items()))
     card["questions"]["overall"]["instructions"] = "How good?"
     (data / "dataset.json").write_text(json.dumps(card))
     how = {"base": str(base), "rows": 2, "names": ["empty"]}
     found = attack(adapter, data, tmp_path / "out", **how)
     assert list(found) == ["apologises", "quality"]
     for name in ("offer", "overall"):
-        assert f"{name}: the judge was not trained on it in these words and options" in caplog.text
+        assert (
+            f"{name}: the judge was not trained on it by this name, in these words" in caplog.text
+        )
+
+
+def test_a_question_that_is_written_in_another_way_is_the_same(
+    adapter: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    card = json.loads((data / "dataset.json").read_text())
+    card["questions"]["apologises"]["instructions"] += " \n"
+    card["questions"]["offer"]["options"]["nothing"] = ""
+    card["questions"]["quality"]["instructions"] = f" {QUESTIONS['quality']['instructions']}"
+    card["questions"]["overall"]["scale"] = "0.0-10:1"
+    (data / "dataset.json").write_text(json.dumps(card))
+    options = EvalOptions(rows=4, base=str(base), probe_rows=0, with_base=True)
+    for name, rows in (("own", folder), ("other", data)):
+        evaluate_judges(rows, tmp_path / name, [adapter], options)
+    for name in QUESTIONS:
+        own, other = (read_predictions(tmp_path / out / name) for out in ("own", "other"))
+        assert [row.probabilities for row in own] == [row.probabilities for row in other]
+    found = attack(adapter, data, tmp_path / "out", base=str(base), rows=4, names=["empty"])
+    assert list(found) == list(QUESTIONS)
 
 
 def test_other_data_than_the_judges_questions_is_refused(

@@ -56,6 +56,12 @@ def test_lines_of_the_scales(name: str, first: str, last: str, count: int) -> No
     assert (lines[0], lines[-1], len(lines)) == (first, last, count)
 
 
+def test_a_scale_is_its_values_however_they_are_written() -> None:
+    assert Scale.from_name("1-5:1") == Scale.from_name("1.0-5") == Scale.from_name("1-5")
+    assert Scale.from_name("1-5:0.5") != Scale.from_name("1-5")
+    assert {Scale.from_name("0-10:1"): 1}[Scale.from_name("0-10")] == 1
+
+
 def test_whole_numbers_are_ints_and_steps_are_exact() -> None:
     values = Scale.from_name("0-1:0.1").values
     assert values == (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)

@@ -105,7 +105,8 @@ def _attackable(dataset: JudgeData, info: AdapterInfo, data: Path) -> JudgeData:
             raise UserError(f"{data} {problem}: name data of the judge's questions and state")
         for question in dataset.questions:
             if question not in shared:
-                problem = "the judge was not trained on it in these words and options"
+                problem = "the judge was not trained on it by this name, in these words, and with "
+                problem += "these options in this order"
                 log.warning("%s: %s: not attacked", question.name, problem)
         dataset = dataset.about(shared)
     elif dataset.questions or dataset.scale != info.scale:

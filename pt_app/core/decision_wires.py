@@ -48,8 +48,11 @@ class WireQuestion:
             UserError: if the scale has more verdicts than a decision model takes options.
         """
         if (count := len(scale.values)) > MAX_OPTIONS:
+            where = f"question {question.name}: " if question else ""
             limit = f"decision models take at most {MAX_OPTIONS} options"
-            raise UserError(f"the scale {scale.name} has {count} verdicts, and {limit}")
+            remedy = "remove the question from a copy of the data" if question else "do not ask one"
+            problem = f"{where}the scale {scale.name} has {count} verdicts"
+            raise UserError(f"{problem}, and {limit}: {remedy}, or label on a coarser scale")
         about = dict(question.described) if question else {}
         described = [about.get(str(value), "") for value in scale.values]
         words = question.declared.instructions if question else words
@@ -68,6 +71,22 @@ class WireQuestion:
     def descriptions(self) -> tuple[str, ...]:
         """What the options mean; "" for none."""
         return tuple(about for _, about in self.options)
+
+    @property
+    def content(self) -> object:
+        """What is equal for the same question, whichever wire it was written on and read from.
+
+        A wire may have no field for what options mean: such words are then in others.
+        """
+        if self.type == "bool":
+            return self.type, self._with_criteria.strip()
+        written = self.as_systemone()["criteria"]  # of a choice in any order
+        return self.type, self.instructions.strip(), len(self.options), written
+
+    @property
+    def _with_criteria(self) -> str:
+        lines = [f"{name}: {about}" for name, about in self.options if about]
+        return "\n".join([self.instructions.strip(), *lines])
 
     def as_systemone(self) -> dict[str, Json]:
         """Write it for System One."""
@@ -95,8 +114,7 @@ class WireQuestion:
     def as_openai(self) -> dict[str, Json]:
         """Write it for OpenAI's Decisions, whose yes/no questions have no criteria of their own."""
         if self.type == "bool":
-            lines = [f"{name}: {about}" for name, about in self.options if about]
-            return {"type": "predicate", "instructions": "\n".join([self.instructions, *lines])}
+            return {"type": "predicate", "instructions": self._with_criteria}
         name, field = ("label", "levels") if self.type == "score" else ("value", "choices")
         listed = [
             {name: option} | ({"description": about} if about else {})

@@ -58,8 +58,7 @@ class Question:
     """A question: its words, and the scale of its verdicts.
 
     To a judge two questions are the same if they have one `content`: it sees no name, and answers
-    by the options and not by their order. `==` also wants the name and the declaration: results of
-    two judges are compared position by position of one scale, and found by the name.
+    by the options and not by their order. `==` also wants the name and the declaration.
 
     Attributes:
         name: the key of its labels and answers.

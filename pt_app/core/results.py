@@ -549,9 +549,10 @@ class QuestionSummary(Stored):
         baseline: the name of the best baseline.
         few: why there are no numbers; "" where there are.
         agreement, of_base, of_baseline, ceiling: the headline number of the judge, of its base, of
-            the best baseline, and of one annotator against the others.
+            the best baseline, and of one annotator against the others (None on too few rows).
         ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
         target, threshold: the accuracy that is promised, and the confidence from which on.
+        chosen_on: as `Threshold` has it; unset in earlier files, which do not say it.
         kept, right: the share of the rows above the threshold, and the accuracy there.
         verdict_mass, option_order: of the judge, as `JudgeResults` has them.
     """
@@ -570,6 +571,7 @@ class QuestionSummary(Stored):
     ece_if_calibrated: Range | None = None
     target: float | None = None
     threshold: float | None = None
+    chosen_on: str | None = None
     kept: Metric | None = None
     right: Metric | None = None
     verdict_mass: Metric | float | None = None
@@ -786,24 +788,31 @@ def read_results(folder: Path) -> Results:
     results = Results.parse(read_text(path, _ABSENT, "evaluate again"), path)
     if results.task != "questions" and not results.models:
         raise UserError(f"{path}: field models is empty: evaluate again")
+    if results.task not in ("questions", "metric"):
+        _check_scale(results.scale, path)
+    return results
+
+
+def _check_scale(name: str, path: Path) -> None:
     try:
-        if results.task not in ("questions", "metric"):
-            Scale.from_name(results.scale)
+        Scale.from_name(name)
     except UserError as error:
         raise UserError(f"{path}: field scale: {error}") from error
-    return results
 
 
 def read_attacks(folder: Path) -> AttackResults | None:
     """Read `folder`/attacks.json; None if `judge attack` was not run.
 
     Raises:
-        UserError: if it is broken or of another schema.
+        UserError: if it is broken or of another schema, or if its scale is none.
     """
     path = folder / ATTACKS
     again = "attack again"
-    text = read_text(path, remedy=again) if path.exists() else None
-    return None if text is None else AttackResults.parse(text, path, again)
+    if not path.exists():
+        return None
+    attacks = AttackResults.parse(read_text(path, remedy=again), path, again)
+    _check_scale(attacks.scale, path)
+    return attacks
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -76,11 +76,12 @@ class Scale:
 
     `grid` is a coarser scale that a judge speaks instead: its lines then stand for bins of the
     values (grids.py). Labels, names and probabilities stay those of the scale itself, so that
-    scales which differ by their grid alone are equal.
+    scales which differ by their grid alone are equal. So are those whose names are two spellings of
+    the same values, "1-5" and "1-5:1".
     """
 
     task: str
-    name: str
+    name: str = field(compare=False)
     values: tuple[Verdict, ...]
     grid: "Scale | None" = field(default=None, compare=False)
 

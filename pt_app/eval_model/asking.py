@@ -119,7 +119,7 @@ def hash_of(requests: Mapping[str, object]) -> str:
 
 
 def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:
-    """Log how many rows have no complete answer, and why; raise UserError if all were refused."""
+    """Log how many requests have no complete answer, and why; raise UserError if none has one."""
     refused = Counter(entry["refused"] for entry in entries if "refused" in entry)
     if refused and sum(refused.values()) == len(entries):
         raise UserError(
@@ -127,7 +127,7 @@ def _report_missing(entries: Sequence[Entry], endpoint: Endpoint) -> None:
             "and give another --out"
         )
     for reason, count in refused.most_common():
-        log.warning("%d rows have no answer: %s", count, reason)
+        log.warning("%d of %d requests have no answer: %s", count, len(entries), reason)
     if cut := sum(bool(entry.get("cut")) for entry in entries):
         cause = f"cut at --max_tokens {endpoint.max_tokens}: raise it for a model that thinks"
         log.warning("%d answers were %s", cut, cause)

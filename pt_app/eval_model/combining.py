@@ -58,7 +58,7 @@ def combine_questions(
     val, test = (_answered(judge, part, [*others, question]) for part in splits)
     direct: list[Verdict | None] = [answers[question].verdict for _, answers in test]
     both = tuple((_labelled(part, asked), _distributions(part, others)) for part in (val, test))
-    found = combine(question, asked.scale, both[0], both[1], direct)
+    found = combine(asked, both[0], both[1], direct)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, found.as_json())
     return found

@@ -11,7 +11,7 @@ from pt_app.core.files import refuse_overwrite, write_json_atomic
 from pt_app.core.grids import refuse_chat_rows
 from pt_app.core.results import RESULTS, JsonObject, LearningPoint, QuestionSummary, Results
 from pt_app.eval_model.asking import prompted_rows
-from pt_app.eval_model.deciding import decided_rows
+from pt_app.eval_model.deciding import asked_about, decided_rows
 from pt_app.eval_model.evaluation import ByQuestion, Scoring, probed, written
 from pt_app.eval_model.options import Endpoint, EvalOptions
 from pt_app.eval_model.repeats import SHARES, on_fewer_rows
@@ -25,7 +25,10 @@ from pt_app.models.adapters import AdapterInfo
 from pt_app.models.provenance import about_this_run
 from pt_app.report import write_report
 
-NOT_SHARED = "left out: an adapter was not trained on it in these words and options"
+NOT_SHARED = (
+    "left out: an adapter was not trained on it by this name, in these words, and with these "
+    "options in this order"
+)
 
 
 def evaluate_judges(
@@ -63,6 +66,8 @@ def evaluate_judges(
     if declared:
         dataset = _shared_questions(dataset, infos)
     test = draw(dataset.test, options.rows, options.seed)
+    if endpoint and endpoint.decisions:
+        asked_about(test, dataset)  # what cannot be asked is refused before adapters are scored
     probes = _probe(infos[0], dataset, test, options) if infos else {}
     judges = _judged_each(infos, test, options)
     if options.curve:
@@ -86,7 +91,7 @@ def evaluate_judges(
 
 
 def _shared_questions(dataset: JudgeData, infos: Sequence[AdapterInfo]) -> JudgeData:
-    """Return the data of the questions that all adapters know by name, declaration and state.
+    """Return the data of the questions that all adapters know by name, content and state.
 
     Raises:
         UserError: if there is none.

@@ -43,9 +43,9 @@ def decided_rows(
         Its rows by question; "": without one.
 
     Raises:
-        UserError: as `replies_to`, if no answer can be read, and for a scale that is too fine.
+        UserError: as `replies_to` and `asked_about`, and if no answer can be read.
     """
-    questions = _questions(test, data)
+    questions = asked_about(test, data)
     fields = _fields(data)
     bodies = {
         row.id: request(endpoint.wire, endpoint.model, _state(row, fields), questions[row.id])
@@ -69,8 +69,14 @@ def decided_rows(
     return rows
 
 
-def _questions(test: Sequence[JudgeExample], data: JudgeData) -> dict[str, dict[str, WireQuestion]]:
-    """Return what is asked about each row, by its id: all questions that it has a label for."""
+def asked_about(
+    test: Sequence[JudgeExample], data: JudgeData
+) -> dict[str, dict[str, WireQuestion]]:
+    """Return what is asked about each row, by its id: all questions that it has a label for.
+
+    Raises:
+        UserError: for a scale that is too fine, and for data without words to ask in.
+    """
     scales = {name: view.scale for name, view in data.views()}
     words = "" if data.questions else _words(data)
     questions: dict[str, dict[str, WireQuestion]] = {}
@@ -131,7 +137,7 @@ def _read(
             problems[str(error)] += 1
             return None
         extra = given.get("x_judge")  # of `judge serve`
-        others[name] += isinstance(extra, Mapping) and extra.get("trained_question") is False
+        others[row.asks] += isinstance(extra, Mapping) and extra.get("trained_question") is False
         return chances
 
     turns = range(1, repeats + 1)
@@ -142,8 +148,9 @@ def _read(
     for problem, count in problems.most_common():
         log.warning("%d answers of %s cannot be read: %s", count, replies.model, problem)
     if count := others.total():
-        untrained = "%d answers of %s are to a question that it was not trained on"
-        log.warning(untrained, count, replies.model)
+        named = ", ".join(name for name, own in others.items() if own and name)
+        untrained = "%d answers of %s are to a question that it was not trained on%s"
+        log.warning(untrained, count, replies.model, f": {named}" if named else "")
     return read
 
 

@@ -4,9 +4,11 @@
 made from these two alone.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -21,7 +23,7 @@ from pt_app.core.results import PROBE, RESULTS, JsonObject, Prediction, Results
 from pt_app.core.settings import PROBE_ROWS, Order, ReadingMode
 from pt_app.core.verdicts import Verdict, read_comments
 from pt_app.evidence.baselines import Baseline, Labelled, fit_baselines
-from pt_app.evidence.calibration import Fitted
+from pt_app.evidence.calibration import MIN_ROWS, Fitted, rows_to_fit_on
 from pt_app.evidence.options import EvidenceOptions
 from pt_app.evidence.overview import overview
 from pt_app.evidence.probe import NO_BASE, fit_probe
@@ -33,13 +35,14 @@ from pt_app.scoring.base_states import BaseStates
 from pt_app.scoring.branches import chosen_lines
 from pt_app.scoring.precision import converted
 from pt_app.scoring.scorer import JudgeScorer, Scored
-from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
+from pt_app.training.preparation import Prepared
 
 # Fields that a row of predictions.jsonl takes over as they are.
 OF_SCORED = ("verdict", "greedy", "verdict_mass", "expected", "status", "raw")
 ORDER_ROWS = 100  # test rows on which options are listed in another order
 OF_EXAMPLE = {"id", "group", "source", "reference", "candidate", "errors"}
 OPTIONAL = {"prompt", "conversation", "context", "candidates", "meta"}
+log = logging.getLogger(__name__)
 ByQuestion = Mapping[str, JudgeRows]
 """A judge's rows by question; "": of a judge without questions."""
 
@@ -75,7 +78,7 @@ def evaluate(
     scoring = Scoring(prepared.encoder, prepared.test, feedback, precision, reading=reading)
     # The base is loaded twice: packing the weights for scoring leaves no room for an adapter.
     base = scoring.each("base", source.name, bases.load_model(source))
-    validation = draw(data.val or (), MAX_CALIBRATION_ROWS, seed=0)
+    validation = rows_to_fit_on(data.val)
     model = adapters.load_merged(adapter, source)
     own = scoring.each("adapter", adapter.name, model, validation)
     for name, rows in own.items():
@@ -103,9 +106,10 @@ def written(
     """
     of_each = {}
     for name, view in data.views():
-        rows, own = [row for row in test if row.asks == name], [judge[name] for judge in judges]
-        if not rows:
+        rows = [row for row in test if row.asks == name]
+        if not rows:  # `judge eval` does not ask such a question
             continue
+        own = [judge[name] for judge in judges]
         results, baselines = measured(own, view, rows, run, probes.get(name, NO_BASE), evidence)
         write_evaluation(folder / name, own, results, baselines)
         of_each[name] = results
@@ -187,11 +191,12 @@ class Scoring:
         name: str,
         id_: str,
         model: PreTrainedModel,
-        validation: Sequence[JudgeExample] = (),
+        validation: Sequence[JudgeExample] | None = None,
     ) -> ByQuestion:
         """Score the test rows with one judge, and calibrate its confidence on validation rows.
 
-        `model` is in float32; its weights are packed in place.
+        `model` is in float32; its weights are packed in place. The log names each question that
+        has too few validation rows.
 
         Returns:
             The rows by question; "": without one.
@@ -219,6 +224,8 @@ class Scoring:
             rule, order = self.encoder.rule_of(scale), order_of(self.order, scale)
             target = EvidenceOptions().target_accuracy
             fitted = Fitted.on(calibrating, scale, target, rule, order)
+            if validation is not None and fitted is None:
+                _say_uncalibrated(name, asks, calibrating)
             ties = sum(is_tied(r.probabilities, scale, rule) for r in own if r.probabilities)
             grid = scale.grid.name if scale.grid else None
             made = self.precision, change, fitted, grid, rule, order
@@ -234,6 +241,17 @@ class Scoring:
             others = [self.test[i].model_copy(update=changed) for i in places]
             for i, scored in zip(places, scorer.score(others) if others else (), strict=True):
                 rows[i] = rows[i].model_copy(update={"reordered": scored.verdict})
+
+
+def _say_uncalibrated(name: str, asks: str, rows: Sequence[Prediction]) -> None:
+    count = sum(row.probabilities is not None for row in rows)
+    log.warning(
+        "%s: no calibration and no threshold: %d validation rows have a label and fit, and %d are "
+        "needed: label more",
+        f"{name}, {asks}" if asks else name,
+        count,
+        MIN_ROWS,
+    )
 
 
 def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
@@ -254,7 +272,7 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
         row["question"] = example.asks
     if scored.verdict_mass is None and scored.greedy == scored.verdict:
         del row["greedy"]  # as of a model at an endpoint: the verdict is that of the answer
-    if example.shares:
+    if example.shares and _has_several_labels(example):
         row["shares"] = example.shares
     if example.annotators:
         row["annotators"] = [annotator.model_dump() for annotator in example.annotators]
@@ -268,6 +286,16 @@ def prediction(name: str, example: JudgeExample, scored: Scored) -> Prediction:
             "swapped_probabilities": other.probabilities or None,
         }
     return Prediction.model_validate(row)
+
+
+def _has_several_labels(example: JudgeExample) -> bool:
+    """Return whether the shares of a row are of several labels: of votes, its cell says it."""
+    if max(example.shares) < 1:
+        return True
+    if example.annotators:
+        return len(example.annotators) > 1
+    cell: Any = (example.row or {})["labels"]
+    return bool(sum(cell[example.asks]["votes"].values()) > 1)
 
 
 def _label(example: JudgeExample) -> Verdict:

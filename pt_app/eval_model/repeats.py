@@ -74,7 +74,7 @@ def _check(settings: Settings, *, folds: bool) -> None:
 
 def fold_folders(data_dir: Path) -> list[Path]:
     """Return the dataset folders of the folds in `data_dir`, in order; none if it holds none."""
-    numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdigit()]
+    numbered = [path for path in data_dir.glob("*/judge_test.json") if path.parent.name.isdecimal()]
     return sorted((path.parent for path in numbered), key=lambda path: int(path.name))
 
 

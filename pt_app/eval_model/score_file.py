@@ -54,7 +54,7 @@ Part = Sequence[tuple[int, Row]]
 def shard_of(text: str, rows: int) -> range:
     """Return which of `rows` rows are in a shard, such as "2/8"; raises UserError for no shard."""
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard {text}: write it as 1/8 for the first of eight")
     start, stop = (rows * i // int(count) for i in (int(number) - 1, int(number)))
     return range(start, stop)

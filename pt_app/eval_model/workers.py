@@ -169,7 +169,7 @@ def _cluster(address: str) -> Iterator[Any]:
 def _reach(address: str) -> None:
     """Raise UserError if nothing listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()) or "/" in host:
+    if not (host and port.isdecimal()) or "/" in host:
         raise UserError(f"--ray {address}: write HOST:PORT, as `ray start --head` says it, or auto")
     try:
         socket.create_connection((host, int(port)), REACHABLE).close()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, model_validator
 
 from pt_app.core import results
+from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text, write_json_atomic
 from pt_app.core.metrics import FloatArray, IntArray
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FILE = "calibration.json"
 MIN_ROWS = 30  # of validation; an isotonic map of fewer rows repeats their noise
+MAX_ROWS = 1000  # of validation: more change little
 BINS = 10
 SUM_TOLERANCE = 0.01  # of probabilities; files round them
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
@@ -352,6 +354,21 @@ def guaranteed_threshold(
             chosen.threshold, chosen.bound = level, bound
             break
     return chosen
+
+
+def rows_to_fit_on(validation: Sequence[JudgeExample]) -> list[JudgeExample]:
+    """Draw validation rows: of each question `MAX_ROWS`, or all that have a label for it.
+
+    The rows are drawn for all questions together, which then share the reading of a state; only of
+    the rarer questions more are added.
+    """
+    kept = {id(row) for row in draw(validation, MAX_ROWS, seed=0)}
+    for name in dict.fromkeys(row.asks for row in validation):
+        own = [row for row in validation if row.asks == name]
+        others = [row for row in own if id(row) not in kept]
+        if missing := min(MAX_ROWS, len(own)) - (len(own) - len(others)):
+            kept |= {id(row) for row in draw(others, missing, seed=0)}
+    return [row for row in validation if id(row) in kept]
 
 
 def _file(question: str) -> str:

@@ -12,8 +12,9 @@ from pydantic import Field
 from pt_app.core.errors import UserError
 from pt_app.core.formatting import NAMES, p_value, with_n
 from pt_app.core.metrics import FloatArray
+from pt_app.core.questions import Question
 from pt_app.core.results import Comparison, Metric, Stored
-from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.verdicts import Verdict
 from pt_app.evidence.baselines import Baseline, Labelled
 from pt_app.evidence.coding import headline
 from pt_app.evidence.comparison import compare
@@ -35,9 +36,13 @@ class Combined(Stored):
         metric: the name of the headline number.
         combined, direct: that number of the combination, and of the judge asked directly.
         difference: combined - direct, on the same rows.
-        weights: by question and answer, how much a probability of 1 adds to the score; of options
-            to the log odds of each, in the order of `options`.
-        options: the verdicts that the weights are of; empty for a score.
+        scale: the name of the question's scale.
+        options: the answers that were fitted, in the order of the scores; empty for a score.
+        intercept: what each score is at probabilities of 0.
+        weights: by question and answer, how much a probability of 1 adds to each score. Of a score
+            there is one, the answer before it is rounded to the scale; of options one for each,
+            whose highest wins; of two options one, which is above 0 for the second; of one option
+            none.
     """
 
     question: str
@@ -46,13 +51,14 @@ class Combined(Stored):
     combined: Metric
     direct: Metric
     difference: Comparison
+    scale: str
+    options: list[str] = Field(default_factory=list)
+    intercept: list[float]
     weights: dict[str, dict[str, list[float]]]
-    options: list[Verdict] = Field(default_factory=list)
 
 
 def combine(
-    question: str,
-    scale: Scale,
+    asked: Question,
     validation: tuple[Labelled, Sequence[Distributions]],
     test: tuple[Labelled, Sequence[Distributions]],
     direct: Sequence[Verdict | None],
@@ -60,8 +66,7 @@ def combine(
     """Fit the weights of other questions for one of them, and measure the combination.
 
     Args:
-        question: which is combined of the others.
-        scale: its scale.
+        asked: which is combined of the others.
         validation: labelled rows to fit on, with the distributions of the other questions.
         test: the same, to measure on.
         direct: the judge's own verdicts on the test rows.
@@ -69,6 +74,7 @@ def combine(
     Raises:
         UserError: for too few rows, and validation rows of one group.
     """
+    question, scale = asked.name, asked.scale
     for name, (rows, _) in (("validation", validation), ("test", test)):
         if len(rows.rows) < MIN_ROWS:
             problem = f"{len(rows.rows)} {name} rows have a label for {question}"
@@ -86,10 +92,8 @@ def combine(
     def measured(verdicts: Sequence[Verdict | None]) -> Metric:
         return summarise(labels, verdicts, sample, scale).metrics[f"{head}_strict"]
 
+    coefficients, intercept = fitted.weights
     weights: dict[str, dict[str, list[float]]] = {}
-    coefficients: FloatArray = np.empty((0, len(places)))
-    if fitted.model is not None:
-        coefficients = np.atleast_2d(fitted.model.coef_ / fitted.unit)
     for column, (name, answer) in enumerate(places):
         weights.setdefault(name, {})[answer] = [float(row[column]) for row in coefficients]
     return Combined(
@@ -99,17 +103,19 @@ def combine(
         combined=measured(own.verdicts),
         direct=measured(direct),
         difference=compare(labels, own.verdicts, direct, sample, scale, ("combined", "direct")),
+        scale=scale.name,
+        options=_options(asked, fitted),
+        intercept=intercept.tolist(),
         weights=weights,
-        options=[] if scale.task == "score" else [scale.values[i] for i in _classes(fitted)],
     )
 
 
-def _classes(fitted: Regression) -> list[int]:
-    """Return the positions of the verdicts that the rows of the coefficients are of."""
-    if fitted.model is None:
+def _options(asked: Question, fitted: Regression) -> list[str]:
+    """Return the answers whose scores were fitted, as a judge's answers name them."""
+    if asked.type == "score":
         return []
-    classes = [int(place) for place in fitted.model.classes_]
-    return classes if len(classes) > 2 else classes[1:]  # of two, the odds of the second
+    typed = [asked.typed(asked.scale.values[place]) for place in fitted.classes]
+    return [str(value).lower() if asked.type == "bool" else str(value) for value in typed]
 
 
 def _features(

@@ -20,6 +20,7 @@ from pt_app.core.results import (
     RESULTS,
     Metric,
     Prediction,
+    QuestionSummary,
     read_predictions,
     read_results,
 )
@@ -91,14 +92,23 @@ def gate_folders(folders: Sequence[Path], limits: Limits) -> list[Check]:
     checks = []
     for name in names or [""]:
         # A folder may be there all the same, of an earlier evaluation with other rows.
-        if name and not all(questions[name].n for questions in asked):
-            checks.append(Check(f"{name}: rows", "undecided", "no row has a label for it"))
+        if name and (why := _unmeasured(name, dict(zip(folders, asked, strict=True)))):
+            checks.append(Check(f"{name}: rows", "undecided", why))
             continue
         of_one = [Judged.read(folder / name) for folder in folders]
         own = replace(limits, margin=margins.get(name, limits.margin))
         found = gate(of_one[-1], of_one[0] if len(folders) == 2 else None, own)
         checks += [replace(c, name=f"{name}: {c.name}") if name else c for c in found]
     return checks
+
+
+def _unmeasured(name: str, asked: Mapping[Path, Mapping[str, QuestionSummary]]) -> str:
+    """Return why folders have no results of a question, as each says itself; "" if all have."""
+    without = {folder: own[name] for folder, own in asked.items() if not own[name].n}
+    said = (
+        f"{folder}: {own.few or 'no row has a label for it'}" for folder, own in without.items()
+    )
+    return "; ".join(said)
 
 
 def gate(new: Judged, baseline: Judged | None, limits: Limits) -> list[Check]:

@@ -50,6 +50,8 @@ def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
     best = results.best_baseline()
     base = next((model for model in results.models if model.name == "base"), None)
     ceiling, calibration, chosen = results.ceiling, judge.calibration, judge.selective
+    if ceiling and ceiling.rows < MIN_LABELS:
+        ceiling = None
     return QuestionSummary(
         type=type,
         scale=scale,
@@ -64,6 +66,7 @@ def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
         ece_if_calibrated=calibration.ece_if_calibrated if calibration else None,
         target=chosen.target if chosen else None,
         threshold=chosen.threshold if chosen else None,
+        chosen_on=chosen.chosen_on if chosen else None,
         kept=chosen.kept if chosen else None,
         right=chosen.right if chosen else None,
         verdict_mass=judge.verdict_mass,

@@ -58,7 +58,7 @@ def ratings_of(rows: Sequence[Rated], scale: Scale) -> Ratings:
     """Lay out the annotators' verdicts as a table, without the rows that have fewer than two."""
     rated = _rated_twice(rows)
     names = {rater for _, verdicts in rated for rater in verdicts}
-    raters = sorted(names, key=lambda name: (float(name) if name.isdigit() else math.inf, name))
+    raters = sorted(names, key=lambda name: (float(name) if name.isdecimal() else math.inf, name))
     column = {rater: i for i, rater in enumerate(raters)}
     numbers = numbers_of(scale)
     values = np.full((len(rated), len(raters)), np.nan)
@@ -108,18 +108,19 @@ def agreement_of(rows: Sequence[Rated], scale: Scale) -> results.JsonObject | No
 def ceiling(rows: Sequence[Rated], scale: Scale) -> results.Ceiling | None:
     """Measure each annotator's agreement with the others of that row; None if no row has two.
 
-    The others stand for the value of the scale nearest to their mean; if verdicts are not numbers,
-    for their majority, and of equally common verdicts each counts its share.
+    The others stand for the value of the scale nearest to their mean, the lower one of two; if
+    verdicts are not numbers, for their majority, and of equally common verdicts each counts its
+    share.
 
     Returns:
         An entry like a judge's; `n` counts verdicts, `rows` the rows with two or more.
     """
-    numbers, rated = numbers_of(scale), _rated_twice(rows)
+    rated = _rated_twice(rows)
     own, others, weights, groups = list[int](), list[int](), list[float](), list[Hashable]()
     for group, verdicts in rated:
         places = positions([*verdicts.values()], scale, "an annotator's verdict")
         for i, place in enumerate(places.tolist()):
-            opposite = _consensus(np.delete(places, i), numbers)
+            opposite = _consensus(np.delete(places, i), scale)
             own += [place] * len(opposite)
             others += opposite.tolist()
             weights += [1 / len(opposite)] * len(opposite)
@@ -168,13 +169,14 @@ def distance_to_shares(
 
 
 def _shares(row: results.Prediction, scale: Scale) -> list[float]:
-    """Return the share of each verdict [K] among a row's labels; NaN for fewer than two."""
-    if row.shares:
-        return list(row.shares)
+    """Return the share of each verdict [K] among a row's labels; NaN for fewer than two.
+
+    Without annotators `shares` are of votes, and there for several alone.
+    """
     given = [*_verdicts(row).values()]
-    if len(given) < 2:
-        return [np.nan] * len(scale.values)
-    return [given.count(value) / len(given) for value in scale.values]
+    if len(given) > 1:
+        return [given.count(value) / len(given) for value in scale.values]
+    return list(row.shares) if row.shares and not given else [np.nan] * len(scale.values)
 
 
 def _moved(a: FloatArray, b: FloatArray, scale: Scale) -> FloatArray:
@@ -186,10 +188,12 @@ def _moved(a: FloatArray, b: FloatArray, scale: Scale) -> FloatArray:
     return np.asarray(apart @ np.diff(numbers), np.float64)
 
 
-def _consensus(places: IntArray, numbers: FloatArray | None) -> IntArray:
+def _consensus(places: IntArray, scale: Scale) -> IntArray:
     """Return the positions that stand for some annotators' verdicts, all of equal weight."""
-    if numbers is not None:
-        return np.array([np.abs(numbers - numbers[places].mean()).argmin()])
+    if scale.task == "score":
+        # The position nearest to the mean, the lower one of two: of whole numbers, since the mean
+        # of values such as 0.1 and 0.2 is rounded, to one side or the other.
+        return np.array([-((len(places) - 2 * places.sum()) // (2 * len(places)))])
     counts = np.bincount(places)
     return np.flatnonzero(counts == counts.max())
 

@@ -96,6 +96,19 @@ class Regression:
             return np.full(len(at), self.always)
         return np.asarray(self.model.predict((at - self.centre) / self.unit), np.float64)
 
+    @property
+    def weights(self) -> tuple[FloatArray, FloatArray]:
+        """The scores as they follow from features: coefficients [k, width], and intercepts [k]."""
+        if self.model is None:
+            return np.empty((0, len(self.centre))), np.empty(0)
+        coefficients = np.atleast_2d(self.model.coef_ / self.unit)
+        return coefficients, np.atleast_1d(self.model.intercept_) - coefficients @ self.centre
+
+    @property
+    def classes(self) -> list[int]:
+        """The positions of the verdicts that were fitted, of a logistic regression."""
+        return [int(self.always)] if self.model is None else [*map(int, self.model.classes_)]
+
 
 def _log_score(model: Any, x: FloatArray, labels: IntArray) -> float:
     """Return the mean log probability of the labels that the model was fitted on."""

@@ -250,7 +250,7 @@ def _write_folds(
     asked = _asked(card, folder)
     agreement = _agreement(rows, asked)
     out = folder / FOLDS
-    foreign = [path for path in sorted(out.glob("*")) if not path.name.isdigit()]
+    foreign = [path for path in sorted(out.glob("*")) if not path.name.isdecimal()]
     if foreign or out.is_file():
         raise UserError(f"{foreign[0] if foreign else out} is no fold: move it away first")
     rows = [with_own_group(row) for row in rows]

@@ -136,10 +136,18 @@ class AdapterInfo:
         return questions_in(self.asked)
 
     def shared_with(self, data: JudgeData) -> list[Question]:
-        """Return the questions of a dataset that it answers; none if they are of other fields."""
-        if (*data.card.state,) != self.state:
-            return []
-        return [question for question in data.questions if question in self.questions]
+        """Return the questions of a dataset that it answers; none if they are of other fields.
+
+        They have its names, and its options in one order: results are found by the name, and
+        compared position by position of a scale.
+        """
+
+        def same(question: Question) -> object:
+            return question.name, question.content, question.scale, question.described
+
+        own = [same(question) for question in self.questions]
+        is_about = (*data.card.state,) == self.state
+        return [question for question in data.questions if is_about and same(question) in own]
 
     @property
     def name(self) -> str:

@@ -42,18 +42,24 @@ def _cells(own: "QuestionSummary") -> list[str]:
         return [str(own.n), own.few, *[UNDEFINED] * (len(HEADER) - 3)]
     noise, kept = own.ece_if_calibrated, "none"
     if own.threshold is not None:
-        kept = f"{_value(own.kept)}, {_value(own.right)} right"
+        kept = f"{_value(own.kept, own.n)}, {_value(own.right, own.n)} right"
+        if "chosen_on" in own.model_fields_set and not own.chosen_on:
+            kept += " *"
+    ece = _value(own.ece, own.n)
     return [
         str(own.n),
         f"{NAMES[own.metric]} {estimate(own.agreement)}",
-        _value(own.of_base),
-        f"{own.baseline} {_value(own.of_baseline)}",
-        _value(own.ceiling),
-        f"{_value(own.ece)} (noise {number(noise.mean)})" if noise else _value(own.ece),
+        _value(own.of_base, own.n),
+        f"{own.baseline} {_value(own.of_baseline, own.n)}",
+        _value(own.ceiling, own.n),
+        f"{ece} (noise {number(noise.mean)})" if noise else ece,
         kept,
-        _value(own.option_order),
+        _value(own.option_order, own.n),
     ]
 
 
-def _value(metric: "Metric | None") -> str:
-    return UNDEFINED if metric is None else number(metric.value)
+def _value(metric: "Metric | None", n: int) -> str:
+    """Write a number, with its n where that is another one than the question's."""
+    if metric is None or metric.value is None:
+        return UNDEFINED
+    return number(metric.value) + (f" (n = {metric.n})" if metric.n != n else "")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pt_app.core import results
 from pt_app.core.formatting import NAMES, inline, number
-from pt_app.core.verdicts import Verdict
+from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence import people
 from pt_app.report import charts
 from pt_app.report.page import Block, Grid, Lines, Section, blocks, paragraphs, sentences, titles
@@ -162,7 +162,7 @@ def attack_section(attacks: results.AttackResults | None) -> Section | None:
     """Return what attacks do; None if `judge attack` was not run."""
     if attacks is None:
         return None
-    is_score = attacks.step != 0.5 or attacks.scale[0].isdigit()
+    is_score = Scale.from_name(attacks.scale).task == "score"
     first = blocks("attacks", attacks=attacks, is_score=is_score)
     pictures = charts.means({name: own.shift for name, own in attacks.families.items()}, "shift")
     last = blocks("control_tokens", control=attacks.control_tokens)

@@ -91,7 +91,9 @@ class CheckpointQuestion:
 
 
 def _remedy(encoder: PromptEncoder) -> str:
-    return "leave it out with --questions" if encoder.questions else "take another --to"
+    # Of `judge export`; `judge parity` has neither.
+    how = "leave it out, --questions" if encoder.questions else "take another --to"
+    return f"{how} (judge export)"
 
 
 def _on_the_wire(encoder: PromptEncoder) -> WireQuestion:

@@ -25,7 +25,7 @@ from pt_app.models.adapters import AdapterInfo
 from pt_app.serving.decision_checkpoint import checkpoint_questions, write_checkpoint
 from pt_app.serving.engines import LLAMA_CPP, MLX, imported
 from pt_app.serving.options import Dtype, ExportOptions, ParityOptions, Target
-from pt_app.serving.parity import FILE, Parity, Reference, parity, refuse_questions
+from pt_app.serving.parity import FILE, Parity, Reference, data_of, parity, refuse_questions
 
 MODEL, LORA = "judge.gguf", "judge-lora.gguf"
 BASE = "base.gguf"  # beside the LoRA for the comparison alone
@@ -75,6 +75,7 @@ def export(adapter: Path, to: Target, out: Path, data: Path, options: ExportOpti
         raise UserError(f"--dtype {options.dtype}: {to} has {', '.join(DTYPES[to])}")
     info = _with_questions(adapters.verify_adapter(adapter), to, options)
     _require_engine(to)
+    data_of(info, data)  # refused before anything is loaded and written
     with staged_folder(out) as staged:
         model = _loaded(info, to, options)
         with _writing(out):

@@ -16,11 +16,12 @@ from pydantic import Field
 from pt_app.core import results
 from pt_app.core.attack_families import attacked, families
 from pt_app.core.choosing import choose
-from pt_app.core.dataset import draw, read_dataset
+from pt_app.core.dataset import JudgeData, draw, read_dataset
 from pt_app.core.errors import UserError
-from pt_app.core.files import refuse_overwrite, write_json_atomic
+from pt_app.core.files import read_text, refuse_overwrite, write_json_atomic
 from pt_app.core.metrics import FloatArray
 from pt_app.core.prompts import Encoded, PromptEncoder
+from pt_app.core.questions import Question
 from pt_app.core.records import JudgeExample
 from pt_app.core.state_rows import texts_of
 from pt_app.core.verdicts import Scale
@@ -29,7 +30,12 @@ from pt_app.models.adapters import AdapterInfo
 from pt_app.models.endpoint.keys import key_in
 from pt_app.scoring.scorer import verdict_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
-from pt_app.serving.decision_checkpoint import CheckpointQuestion, Pipeline, label_logs
+from pt_app.serving.decision_checkpoint import (
+    CheckpointQuestion,
+    Pipeline,
+    checkpoint_questions,
+    label_logs,
+)
 from pt_app.serving.engines import (
     Case,
     Engine,
@@ -140,6 +146,27 @@ def refuse_questions(info: AdapterInfo) -> None:
         raise UserError(f"{info.folder} has questions, which engines are not asked: {remedy}")
 
 
+def data_of(info: AdapterInfo, data: Path) -> JudgeData:
+    """Read the data on which a judge is compared.
+
+    Raises:
+        UserError: for data of another scale, without a question or without a test row of one.
+    """
+    dataset = read_dataset(data)
+    if isinstance(info.asked, Scale) and dataset.scale != info.scale:
+        problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
+        raise UserError(f"{problem}: name data of the judge's scale")
+    shared, labelled = info.shared_with(dataset), {row.asks for row in dataset.test}
+    for name in (question.name for question in info.questions):
+        if name not in (question.name for question in shared):
+            problem = f"{data} does not ask {name} about {', '.join(info.state)}"
+            raise UserError(f"{problem}: name the judge's own data")
+        if name not in labelled:
+            remedy = "label some, or export other --questions"
+            raise UserError(f"{data}: no test row has a label for {name}: {remedy}")
+    return dataset
+
+
 @dataclass(frozen=True)
 class Reference:
     """What engines are compared with.
@@ -177,16 +204,10 @@ class Reference:
             deciding: also read the tokens that tell the lines apart alone.
 
         Raises:
-            UserError: for another base, for data of another scale or without a question, and with
-                `deciding` for verdicts that no single token tells apart.
+            UserError: as `data_of`, for another base, and with `deciding` for verdicts that no
+                single token tells apart.
         """
-        dataset = read_dataset(data)
-        if isinstance(info.asked, Scale) and dataset.scale != info.scale:
-            problem = f"{data} has the scale {dataset.scale.name}, the judge {info.scale.name}"
-            raise UserError(f"{problem}: name data of the judge's scale")
-        if missing := [q.name for q in info.questions if q not in info.shared_with(dataset)]:
-            problem = f"{data} does not ask {missing[0]} about {', '.join(info.state)}"
-            raise UserError(f"{problem}: name the judge's own data")
+        dataset = data_of(info, data)
         model = adapters.load_merged(info.folder, adapters.base_of(info, options.base)).eval()
         encoder = adapters.encoder_of(info, bases.load_tokenizer(info.folder))
         asked = [(encoder.about(own), dataset.about((own,))) for own in info.questions]
@@ -230,7 +251,10 @@ class Reference:
         attacks = attacks[:: -(-len(attacks) // ATTACKS) or 1]  # some of each family
         cases = [*_cases(rows, encoder, info, False), *_cases(attacks, encoder, info, True)]
         if not cases:
-            raise UserError(f"{used.path} has no row that fits the judge: name other rows")
+            asked = "".join(f"{question.name}: " for question in encoder.questions)
+            fit = f"none of {len(rows)} rows of {used.path} fits the judge's"
+            remedy = "name other rows"
+            raise UserError(f"{asked}{fit} {encoder.max_seq_length} tokens: {remedy}")
         trie = verdict_trie(encoder)
         logs = Plain(model, encoder.end_token_id).read(cases, trie)
         return Reference(info.name, encoder, trie, cases, logs, used)
@@ -378,17 +402,49 @@ def check_targets(targets: Sequence[str]) -> None:
                 raise UserError(f"--against {target}: {part} is not there: name one that is")
 
 
+def held_by(target: str, info: AdapterInfo) -> tuple[Question, ...]:
+    """Return the questions of a judge that a target holds: those that its export was compared on.
+
+    Raises:
+        UserError: for an export of other questions, and a broken record.
+    """
+    path = Path(target.partition(":")[2]) / FILE
+    if not info.questions or not target.startswith(TRANSFORMERS) or not path.exists():
+        return info.questions
+    found = Parity.parse(read_text(path), path, "export again")
+    names = [each.question for each in found.targets]
+    own = tuple(question for question in info.questions if question.name in names)
+    if other := {str(name) for name in names} - {question.name for question in own}:
+        problem = f"its export holds {min(other)}, which {info.folder} does not ask"
+        raise UserError(f"--against {target}: {problem}: name an export of this judge")
+    return own
+
+
 def parity(
-    references: Sequence[Reference], targets: Sequence[str], options: ParityOptions, name: str = ""
+    references: Sequence[Reference],
+    targets: Sequence[str],
+    options: ParityOptions,
+    name: str = "",
+    held: Mapping[str, Sequence[Question]] | None = None,
 ) -> Parity:
     """Compare each target, or what it is to be called, with the reference of each question.
+
+    Args:
+        references: one for each question.
+        targets: what is compared.
+        options: what is known of a server.
+        name: what the target is to be called; default: as it is named.
+        held: the questions of targets that do not hold all.
 
     Raises:
         UserError: as `engines_of`.
     """
     compared = []
     for reference in references:
+        asked = reference.encoder.questions
         for target in targets:
+            if held and asked and asked[0] not in held[target]:
+                continue
             against, own = name or _shown(target), reference
             if target.startswith(TRANSFORMERS):
                 own, found = reference.of_deciding(against)
@@ -402,7 +458,8 @@ def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOpti
     """Compare targets with an adapter and write parity.json.
 
     Raises:
-        UserError: for a damaged adapter, and as `check_targets`, `Reference.of` and `engines_of`.
+        UserError: for a damaged adapter, and as `check_targets`, `held_by`, `Reference.of` and
+            `engines_of`.
     """
     refuse_overwrite([options.out], [adapter / adapters.JUDGE, data])
     check_targets(against)
@@ -411,7 +468,15 @@ def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOpti
     decides = [target.startswith(TRANSFORMERS) for target in against]
     if not all(decides):
         refuse_questions(info)
-    found = parity(Reference.of(info, data, options, any(decides)), against, options)
+    held = {target: held_by(target, info) for target in against}
+    if info.questions:
+        tokenizer = bases.load_tokenizer(info.folder)
+        for own in held.values():  # refused before minutes of reading
+            checkpoint_questions(replace(info, asked=own), tokenizer)
+        any_of = {question.name for own in held.values() for question in own}
+        info = replace(info, asked=tuple(q for q in info.questions if q.name in any_of))
+    references = Reference.of(info, data, options, any(decides))
+    found = parity(references, against, options, held=held)
     write_json_atomic(options.out, found.as_json())
     return found
 

@@ -18,7 +18,7 @@ from pt_app.core.decision_wires import Json, WireQuestion
 from pt_app.core.errors import UserError
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
-from pt_app.core.questions import Declared, Question
+from pt_app.core.questions import MAX_OPTIONS, Declared, Question
 from pt_app.core.records import JudgeExample, Place, one_line
 from pt_app.core.state_rows import state_example
 from pt_app.core.verdicts import NAMED, Scale
@@ -136,14 +136,14 @@ def _zero_shot(question: WireQuestion, state: Json, judge: Judge) -> ServedRow:
 
 def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict: bool) -> ServedRow:
     """Ask a judge of questions, in the form of prompts that it was trained on."""
-    # A client whose scores have few levels asks a fine scale as a choice of its numbers.
-    forms = [question, replace(question, type="score")] if question.type == "choice" else [question]
     try:
-        read = [Question.of("asked", _declared(form, judge), "questions") for form in forms]
+        asked = _own(question, judge) or Question.of(
+            "asked", _declared(question, judge), "questions"
+        )
     except UserError as error:
         raise RefusedError(str(error), 422, "questions") from error
-    own = next(filter(None, map(judge.own, read)), None)
-    if strict and own is None:
+    trained = judge.own(asked) is not None
+    if strict and not trained:
         words = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
         raise RefusedError(f"this judge answers its own questions alone: {words}", 422, "questions")
     row, fields = _fields_of(state), judge.info.state
@@ -153,11 +153,25 @@ def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict:
         example = state_example(row or {}, STATE, fields, "state")
     except UserError as error:
         raise RefusedError(str(error), 422, "state") from error
-    asked = own or read[0]
     levels = tuple(map(str, asked.scale.values))
     verdicts = levels if asked.type == "score" else question.names
     example = example.model_copy(update={"question": asked})
-    return ServedRow(judge, example, verdicts, trained=own is not None)
+    return ServedRow(judge, example, verdicts, trained=trained)
+
+
+def _own(question: WireQuestion, judge: Judge) -> Question | None:
+    """Return the judge's own question that a client writes so; None if it is another one."""
+    question = replace(question, instructions=question.instructions.removesuffix(MLFLOW_WORDS))
+    for own in judge.info.questions:
+        if len(own.scale.values) > MAX_OPTIONS:
+            continue  # nobody can ask it
+        both = [question, WireQuestion.of(own.scale, "", own)]
+        # A client whose scores have few levels asks a fine scale as a choice of its numbers.
+        if own.type == "score" and question.type != "bool":
+            both = [replace(each, type="score") for each in both]
+        if both[0].content == both[1].content:
+            return own
+    return None
 
 
 def _declared(question: WireQuestion, judge: Judge) -> Declared:

@@ -90,7 +90,7 @@ def step_of(folder: Path) -> int:
 
 
 def _newest_first(run: Path) -> list[Path]:
-    folders = [p for p in run.glob("checkpoint-*") if p.name.split("-")[-1].isdigit()]
+    folders = [p for p in run.glob("checkpoint-*") if p.name.split("-")[-1].isdecimal()]
     return sorted(folders, key=step_of, reverse=True)
 
 

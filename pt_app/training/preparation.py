@@ -32,8 +32,6 @@ from pt_app.training.answers import balanced, counts_of_rows
 
 log = logging.getLogger(__name__)
 
-MAX_CALIBRATION_ROWS = 1000  # validation rows that calibration is fitted on: more change it little
-
 
 @dataclass(frozen=True)
 class Prepared:

@@ -9,12 +9,13 @@ from pt_app.core import console
 from pt_app.core.dataset import JudgeExample, draw
 from pt_app.core.orders import swapped
 from pt_app.core.settings import Settings
+from pt_app.evidence.calibration import rows_to_fit_on
 from pt_app.models.packing import Batch, Example, StepCollator, Tree, chunk_by_tokens, common_prefix
 from pt_app.models.platforms import Platform
 from pt_app.scoring.scorer import MAX_LOGITS, largest_trie
 from pt_app.scoring.verdict_trie import VerdictTrie
 from pt_app.training.ordering import RowSteps
-from pt_app.training.preparation import MAX_CALIBRATION_ROWS, Prepared
+from pt_app.training.preparation import Prepared
 from pt_app.training.run import examples_a_step, fixed_shapes, order_of, share_of
 
 SCORED_TOKENS = 2048  # batch_tokens of the JudgeScorer in the evaluation
@@ -138,7 +139,7 @@ def _evaluation(
         both = (rows, other_order)  # pairs are read in both orders
         return [p for order in both for p in scoring_passes(prepared, order, trie, vocabulary)]
 
-    calibration = draw(prepared.data.val or (), MAX_CALIBRATION_ROWS, seed=0)
+    calibration = rows_to_fit_on(prepared.data.val)
     probed: list[JudgeExample] = []  # their hidden states may be cached already
     if settings.probe_rows:
         probed = [*draw(prepared.data.train, settings.probe_rows, seed=0), *prepared.test]
