@@ -210,6 +210,7 @@ def test_cells_of_parquet_may_be_decimals_and_dates(tmp_path: Path) -> None:
             "ticket": {"of": date(2026, 11, 1), "about": f"cup {i}"},
             "reply": f"reply {i} says word{i} and word{i * 7} to them about it",
             "labels": {"polite": {"votes": {"yes": Decimal(1 + i % 3), "no": Decimal(1)}}},
+            "quality": Decimal(1 + i % 5).quantize(Decimal("0.1")),
         }
         for i in range(60)
     ]
@@ -220,6 +221,7 @@ def test_cells_of_parquet_may_be_decimals_and_dates(tmp_path: Path) -> None:
     row = rows_of(tmp_path / "out")[0]
     assert row["ticket"]["of"] == "2026-11-01"
     assert row["labels"]["polite"]["votes"]["no"] == 1
+    assert row["labels"]["quality"] in (1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize("votes", [10**400, 1e308])

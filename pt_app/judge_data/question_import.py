@@ -144,8 +144,9 @@ def converted(
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
-        how = table, columns.columns, asked, options, tally, columns.by_rater
-        reader = QuestionReader.of(*how)
+        reader = QuestionReader.of(
+            table, columns.columns, asked, options, tally, by_rater=columns.by_rater
+        )
         rows = _rows(table, columns, options, reader)
         for place, row, count in _merged(rows, columns, reader):
             try:

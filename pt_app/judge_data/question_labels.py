@@ -159,7 +159,7 @@ class QuestionReader:
             self.tally.answers.add(f"{str(cell).strip()!r} means no answer")
             return None
         numbers = self.numbers.get(question.name)
-        if numbers is not None and isinstance(meant, str):
+        if numbers is not None and isinstance(meant, str | Decimal):
             try:
                 number = numbers.read(meant)
             except AmbiguousNumberError as error:
