@@ -25,7 +25,7 @@ from pt_app.core.records import (
 from pt_app.core.verdicts import Verdict
 from pt_app.core.words import is_unicode
 
-MOST_VOTES = 1e15  # a sum of such counts is a number still
+MAX_VOTES = 1e15  # a sum of such counts is a number still
 RESERVED = ("id", "group", "meta", "labels")  # no field of the state may have such a name
 
 
@@ -136,10 +136,10 @@ def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
         counts = dict.fromkeys(question.scale.values, 0.0)
         for option, count in given.items():
             is_count = isinstance(count, int | float) and not isinstance(count, bool)
-            if not is_count or not 0 <= count <= MOST_VOTES:
+            if not is_count or not 0 <= count <= MAX_VOTES:
                 shown = clipped(json.dumps(count, default=str))
                 problem = f"{shown} is no number of votes"
-                remedy = f"give 0 or more, at most {MOST_VOTES:.0e}"
+                remedy = f"give 0 or more, at most {MAX_VOTES:.0e}"
                 raise place.error(f"{at}.votes.{option}", problem, remedy)
             counts[verdict_of(option, question, place, f"{at}.votes")] += float(count)
         return _shared(counts, question, place, f"{at}.votes")
