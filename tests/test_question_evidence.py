@@ -147,7 +147,7 @@ def test_the_overview_says_on_which_rows_a_threshold_was_chosen(tmp_path: Path) 
         del summary.chosen_on
         before = Results.parse(json.dumps(whole.as_json()), "results.json")
         assert overview_table(before)[1][0][7] == "1.000, 1.000 right"
-    assert "which validation rows decided (*: these rows themselves" in sentences("overview")
+    assert "was chosen on validation rows (*: on these rows, so" in sentences("overview")
 
 
 def test_a_number_of_the_overview_has_its_n_or_enough_rows() -> None:
