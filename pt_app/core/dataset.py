@@ -149,23 +149,29 @@ def read_dataset(folder: Path, allow_leaks: bool = False) -> JudgeData:
     paths = [folder / f"judge_{split}.json" for split in SPLITS]
     hashes = {path.name: sha256_file(path) for path in paths if path.exists()}
     if not isinstance(asked, Scale):
-        _check_labelled(asked, splits["train"], folder)
+        remedy = "label some, or remove it from dataset.json"
+        check_labelled(asked, splits["train"], f"{folder / 'judge_train.json'}: no row", remedy)
     leaks = _leaks(splits, card, folder, allow_leaks)
     changed = [name for name, digest in card.sha256.items() if hashes.get(name, digest) != digest]
     notes = tuple(f"{name} is not the file that dataset.json describes" for name in changed)
     return JudgeData(folder, card, asked, notes=notes, sha256=hashes, leaks=leaks, **splits)
 
 
-def _check_labelled(
-    questions: Sequence[Question], train: Sequence[JudgeExample], folder: Path
+def check_labelled(
+    questions: Sequence[Question], train: Sequence[JudgeExample], rows: str, remedy: str
 ) -> None:
-    """Raise UserError for the first question that no training row has a label for."""
+    """Raise UserError for the first question that no training row has a label for.
+
+    Args:
+        questions: that are trained.
+        train: the training rows.
+        rows: what they are, at the start of the message: "...: no row".
+        remedy: what to do, at its end.
+    """
     labelled = {row.asks for row in train}
     for question in questions:
         if question.name not in labelled:
-            remedy = "label some, or remove it from dataset.json"
-            path = folder / "judge_train.json"
-            raise UserError(f"{path}: no row has a label for {question.name}: {remedy}")
+            raise UserError(f"{rows} has a label for {question.name}: {remedy}")
 
 
 def find_folder(folder: str | Path) -> Path:

@@ -11,6 +11,7 @@ from pt_app.core.choosing import resolved_rule
 from pt_app.core.dataset import (
     JudgeData,
     JudgeExample,
+    check_labelled,
     draw,
     members_of,
     read_dataset,
@@ -94,7 +95,9 @@ def prepare(settings: Settings) -> Prepared:
     if data.leaks:
         log.warning("LEAKS: %d texts are on both sides: %s", len(data.leaks), data.leaks[0])
     rows = draw(data.train, settings.max_samples, settings.seed)
-    _refuse_unlabelled(data.questions, rows, settings)
+    remedy = "draw more, or name the questions that have labels with --questions"
+    drawn = f"--max_samples {settings.max_samples}: no row drawn"
+    check_labelled(data.questions, rows, drawn, remedy)
     train, members = _encode(encoder, rows, "training", settings)
     val = None
     if data.val and settings.eval_steps:
@@ -123,18 +126,6 @@ def asked_for(settings: Settings, data: JudgeData) -> JudgeData:
         data = data.about(chosen(data.asked, names, f"--questions {settings.questions}"))
     _weights(settings, data.questions)
     return data
-
-
-def _refuse_unlabelled(
-    questions: Sequence[Question], rows: Sequence[JudgeExample], settings: Settings
-) -> None:
-    """Raise UserError for a question that no training row drawn has a label for."""
-    asked = {row.asks for row in rows}
-    for question in questions:
-        if question.name not in asked:
-            problem = f"no row drawn has a label for {question.name}"
-            remedy = "draw more rows, or name the questions that have labels with --questions"
-            raise UserError(f"--max_samples {settings.max_samples}: {problem}: {remedy}")
 
 
 def _weights(settings: Settings, questions: Sequence[Question]) -> dict[str, float]:
