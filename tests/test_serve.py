@@ -225,6 +225,7 @@ CHOICE = {"type": "choice", "criteria": dict.fromkeys(NAMES)}
         ("systemone", b"[1]", 422, "no JSON object"),
         ("systemone", b'{"state": NaN}', 422, "not JSON"),
         ("systemone", b"[" * 100_000, 422, "not JSON"),
+        ("systemone", b'{"state": "x", "questions": {"q": 1, "q": 2}}', 422, '"q" stands twice'),
         ("systemone", b" " * (MAX_BODY + 1), 413, "more than"),
         ("systemone", {"state": "x", "questions": {}}, 422, "questions: "),
         ("systemone", {"state": "x", "questions": {"q": {"type": "box"}}}, 422, "questions.q"),

@@ -184,7 +184,9 @@ def test_patience_without_validations_is_refused() -> None:
         resolve("mps", ["--patience", "3", "--eval_steps", "0"], "test", "")
 
 
-@pytest.mark.parametrize("text", ["lr: [1]", "- 1", "epochs: yes", "lr: {a: 1", "batch_size: 2.5"])
+@pytest.mark.parametrize(
+    "text", ["lr: [1]", "- 1", "epochs: yes", "lr: {a: 1", "batch_size: 2.5", "lr: 1\nlr: 2"]
+)
 def test_broken_config_file_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(text)

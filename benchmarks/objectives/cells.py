@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.objectives.measures import MEASURES
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_yaml
 from pt_app.core.records import checked
+from pt_app.core.yaml_files import read_yaml
 
 CELLS = Path(__file__).with_name("cells.yaml")
 USUAL = "ce"  # the entry with which the others are compared, and which has base and baselines

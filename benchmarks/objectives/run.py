@@ -24,11 +24,12 @@ from benchmarks.objectives.sets import dataset_of
 from benchmarks.objectives.trl import trained_by_trl
 from pt_app.core.dataset import draw
 from pt_app.core.errors import UserError
-from pt_app.core.files import cannot_write, held, read_yaml, write_json_atomic, write_text_atomic
+from pt_app.core.files import cannot_write, held, write_json_atomic, write_text_atomic
 from pt_app.core.questions import scales_of
 from pt_app.core.records import checked
 from pt_app.core.results import JsonObject
 from pt_app.core.settings import Settings, resolve
+from pt_app.core.yaml_files import read_yaml
 from pt_app.eval_model import evaluation
 from pt_app.eval_model.judge_train_mps import load_base, training_arguments
 from pt_app.eval_model.pipeline import Run

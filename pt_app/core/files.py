@@ -186,13 +186,13 @@ def read_json(
         UserError: if it cannot be read, is not JSON, names a field twice, or holds another value.
     """
     text = read_text(path, absent, remedy)
-    value: object = parse_json(text, path, 1, constant, _each_once, remedy)
+    value: object = parse_json(text, path, 1, constant, each_once, remedy)
     if not isinstance(value, dict):
         raise UserError(f"{path} must be a JSON object: {remedy}")
     return value
 
 
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Make an object of its members; raises ValueError for two of one name: one would be lost."""
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -202,22 +202,8 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def read_yaml(path: Path, absent: str = ABSENT, remedy: str = "correct it") -> Any:
-    """Read a YAML file; the arguments are those of `read_text`.
-
-    Raises:
-        UserError: if it cannot be read or is not YAML.
-    """
-    import yaml
-
-    try:
-        return yaml.safe_load(read_text(path, absent, remedy))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): {remedy}") from error
-
-
 # How `parse_json` reads rows of labels: a NaN or a member of a name twice would lose a label.
-AS_ROWS: Mapping[str, Any] = {"constant": refuse_constant, "pairs": _each_once}
+AS_ROWS: Mapping[str, Any] = {"constant": refuse_constant, "pairs": each_once}
 
 
 def json_lines(text: str, path: Path, **how: Any) -> Iterator[tuple[int, Any]]:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_yaml
 
 _FLAG = "flag"  # the key of a Flag in the metadata of its field
 Table = TypeVar("Table")
@@ -261,6 +260,8 @@ def read_config(path: Path, flags: Iterable[Flag]) -> dict[str, object]:
     Raises:
         UserError: if the file cannot be read, or holds an unknown key or two names of one setting.
     """
+    from pt_app.core.yaml_files import read_yaml
+
     if path.is_dir():
         raise UserError(f"--config {path} is a folder: name a file")
     content = read_yaml(path, "is not there: give --config an existing file")

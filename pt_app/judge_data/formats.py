@@ -18,9 +18,9 @@ from pydantic import BaseModel
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from pt_app.core.errors import UserError
-from pt_app.core.files import read_yaml
 from pt_app.core.records import Place, RowError, checked
 from pt_app.core.verdicts import Scale, Verdict
+from pt_app.core.yaml_files import read_yaml
 from pt_app.judge_data.decision_rows import LABELS as DECISIONS
 from pt_app.judge_data.labels import LabelReader, key_of, nearest, reduce
 from pt_app.judge_data.mapping import ColumnMap

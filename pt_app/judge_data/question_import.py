@@ -16,7 +16,6 @@ with a `rater` each.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,6 +25,7 @@ from pt_app.core.files import read_text, refuse_overwrite, shown
 from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, Place, RowError, checked, one_line
 from pt_app.core.state_rows import RESERVED, examples_of
+from pt_app.core.yaml_files import EachOnce
 from pt_app.judge_data.decision_rows import as_dataset
 from pt_app.judge_data.folder import FILES, TEMPLATE, build_folder
 from pt_app.judge_data.importing import Tally
@@ -171,7 +171,7 @@ def converted(
 def declared(text: str, path: Path) -> Row:
     """Read the text of a file of questions as the part of dataset.json that it is."""
     try:
-        value = yaml.load(text, _EachOnce)
+        value = yaml.load(text, _Texts)
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         where = f"{path}, line {at.line + 1}, column {at.column + 1}" if at else str(path)
@@ -188,21 +188,15 @@ def declared(text: str, path: Path) -> Row:
     return {**value, "task": "questions"}
 
 
-class _EachOnce(yaml.SafeLoader):
-    """A loader of texts that refuses two members of one name: one of them would be lost.
+class _Texts(EachOnce):
+    """A loader of texts: options may be yes and no, and a legend is of numbers.
 
-    What YAML takes for a truth value, a number or a date stays the text that it is: options may
-    be yes and no, and a legend is of numbers. Only null is no text: a level without words.
+    What YAML takes for a truth value, a number or a date stays the text that it is. Only null is no
+    text: a level without words.
     """
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f'line {node.start_mark.line + 1}: "{twice[0]}" stands twice')
-        return super().construct_mapping(node, deep)
 
-
-_EachOnce.yaml_implicit_resolvers = {
+_Texts.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if tag == "tag:yaml.org,2002:null"]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

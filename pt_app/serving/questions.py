@@ -16,6 +16,7 @@ import pydantic_core
 
 from pt_app.core.decision_wires import Json, WireQuestion
 from pt_app.core.errors import UserError
+from pt_app.core.files import each_once
 from pt_app.core.http_server import RefusedError
 from pt_app.core.prompt_templates import fill, scale_fields
 from pt_app.core.questions import MAX_OPTIONS, Declared, Question
@@ -215,11 +216,21 @@ def _is_own(question: WireQuestion, judge: Judge) -> bool:
     return sorted(question.names) == sorted(own)
 
 
+def json_of(text: str | bytes) -> Any:
+    """Parse JSON of a request; raise ValueError for what is not JSON, NaN and a member given twice.
+
+    It is read twice: `json` would read it deeper than it can write it again, and the other keeps
+    the last of two members of one name, so that a question would be lost.
+    """
+    value = pydantic_core.from_json(text, allow_inf_nan=False)
+    json.loads(text, object_pairs_hook=each_once)
+    return value
+
+
 def _fields_of(state: Json) -> Mapping[str, object] | None:
     if isinstance(state, str):
         try:
-            # json would read it deeper than it can write it again.
-            state = pydantic_core.from_json(state.removeprefix(MLFLOW_STATE))
+            state = json_of(state.removeprefix(MLFLOW_STATE))
         except ValueError:
             return None
     return state if isinstance(state, dict) else None

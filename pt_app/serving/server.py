@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pydantic_core
 from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -46,7 +45,7 @@ from pt_app.models.endpoint.keys import checked_key
 from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
-from pt_app.serving.questions import ServedRow, row_of, rubric_of, text_of
+from pt_app.serving.questions import ServedRow, json_of, row_of, rubric_of, text_of
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
@@ -250,7 +249,7 @@ async def content(request: Request) -> dict[str, Any]:
     """Read the JSON object of a request."""
     given = await body(request)
     try:
-        value = pydantic_core.from_json(given, allow_inf_nan=False)
+        value = json_of(given)
     except ValueError as error:
         raise RefusedError(f"the body is not JSON: {error}", 422) from error
     if not isinstance(value, dict):
