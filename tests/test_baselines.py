@@ -67,6 +67,13 @@ def test_the_majority_is_the_commonest_training_label_of_equals_the_scales_first
         assert found["mean"].verdicts == [mean] * 3
 
 
+def test_of_many_training_rows_some_are_drawn_and_counted() -> None:
+    test = labelled([{"candidate": "a b"}] * 3, [1, 2, 3], FIVE)
+    for rows, said in ((5000, "the training rows"), (5001, "5,000 of the 5,001 training rows")):
+        train = labelled([{"candidate": "a b"}] * rows, [1, 2, 3, *[4] * (rows - 3)], FIVE)
+        assert by_name(fit_baselines(test, FIVE, train))["length"].fitted == said
+
+
 def test_pass_or_fail_is_learnt_from_words_length_and_reference() -> None:
     labels: list[Verdict] = ["PASS", "FAIL"] * 50
     rows = [

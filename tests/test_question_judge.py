@@ -557,8 +557,8 @@ def test_a_server_says_what_its_questions_are(judge: Judge, running: Any) -> Non
 def test_exports_and_parity_of_questions_are_refused_before_anything_is_written(
     adapter: Path, base: Path, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="has questions, which engines are not asked"):
+    with pytest.raises(UserError, match="has questions, which only transformers answers"):
         export(adapter, "merged", tmp_path / "out", folder, ExportOptions(base=str(base)))
-    with pytest.raises(UserError, match="has questions, which engines are not asked"):
+    with pytest.raises(UserError, match="has questions, which only transformers answers"):
         check(adapter, folder, [f"merged:{folder}"], ParityOptions(out=tmp_path / "parity.json"))
     assert not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ def test_interpreter_that_is_none_or_without_vllm_is_named(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"engine": "judge"}, "--python: only --engine vllm has an interpreter"),
+        ({"engine": "judge"}, "--python is only for --engine vllm"),
         ({"feedback": True}, "--feedback: --engine vllm does not have it"),
         ({"reading": "branches"}, "--reading branches: --engine vllm does not have it"),
         ({"precision": "int8"}, "--score_precision int8: --engine vllm does not have it"),

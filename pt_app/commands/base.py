@@ -56,7 +56,7 @@ def base_train(
     output: Path = flag("output folder"),
     options: BaseOptions,
 ) -> None:
-    """Train a tokenizer and a tiny base from scratch; at most 2 hours on 2 cores."""
+    """Train a tokenizer and a tiny base from scratch; under an hour on 2 cores."""
     from pt_app.core import console
     from pt_app.tiny_base.build import train_base
 

@@ -18,9 +18,11 @@ def estimate(
     ),
     recipe: Where | None = flag("recipe, if not the platform's", None),
     gpu_memory: float | None = flag(
-        "memory of a GPU that is not present", None, above=0, unit="GiB"
+        "memory of a GPU that is not present, in GiB", None, above=0, unit="GiB"
     ),
-    price: float | None = flag("price of the machine", None, above=0, unit="dollars/hour"),
+    price: float | None = flag(
+        "price of the machine, in dollars per hour", None, above=0, unit="dollars/hour"
+    ),
     no_timing: bool = flag("do not load the model to time steps", False),
     as_json: bool = JSON,
 ) -> None:

@@ -273,8 +273,8 @@ def only_scale(asked: Asked) -> Scale:
     if len(asked) != 1:
         names = ", ".join(question.name for question in asked)
         raise UserError(
-            f"this takes one question, and there are {len(asked)} ({names}): "
-            "name one with --questions where the command has it, or make a folder of one"
+            f"this takes one question, and there are {len(asked)} ({names}): use `judge score`, "
+            "`judge eval` or Judge.ask, or train a judge on one of them (judge train --questions)"
         )
     return asked[0].scale
 

@@ -56,7 +56,8 @@ def evaluate_judges(
     refuse_overwrite([out / name for name in WRITTEN], [data])
     dataset = read_dataset(data)
     if dataset.questions and ((endpoint and endpoint.url) or options.curve):
-        raise UserError(f"{dataset.path} asks questions: --endpoint and --curve take one scale")
+        problem = "which --endpoint and --curve do not take: leave them out, or use --decisions"
+        raise UserError(f"{dataset.path} declares questions, {problem}")
     infos = [_verified(Path(folder), dataset) for folder in folders]
     if options.curve and len(infos) != 1:
         raise UserError("--curve is for one adapter: name one with --adapter")

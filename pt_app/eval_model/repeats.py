@@ -63,13 +63,14 @@ def run(settings: Settings, train: Train) -> list[Path]:
 def _check(settings: Settings, *, folds: bool) -> None:
     if folds and settings.seeds > 1:
         raise UserError("--seeds and --folds: choose one of them")
-    repeated = "folds" if folds else f"--seeds {settings.seeds}"
+    repeated = "training on folds" if folds else f"--seeds {settings.seeds}"
     if settings.skip_eval or settings.resume != "off":
         raise UserError(f"{repeated}: leave out --skip_eval and --resume, or train them one by one")
     if settings.test_samples and not folds:
         raise UserError(f"{repeated}: leave out --test_samples, which each seed draws again")
     if console.ranks() > 1:
-        raise UserError(f"{repeated}: start one run after the other under a launcher")
+        remedy = "start a run of its own for each adapter"
+        raise UserError(f"{repeated} does not work under a launcher: {remedy}")
 
 
 def fold_folders(data_dir: Path) -> list[Path]:

@@ -186,7 +186,7 @@ def _check_engine(options: ScoreOptions) -> None:
     """Raise UserError for an engine without its interpreter, and for what it does not have."""
     if options.engine == "judge":
         if options.python:
-            raise UserError("--python: only --engine vllm has an interpreter: add it, or leave out")
+            raise UserError("--python is only for --engine vllm: add that, or leave --python out")
         return
     not_there = {
         "--feedback": options.feedback,

@@ -63,7 +63,8 @@ class Labelled:
 class Baseline:
     """A baseline's verdict on each row, or why there is none.
 
-    `fitted` says on what: None (nothing), "the training rows" or "the other rows of the file".
+    `fitted` says on what: None (nothing), "the training rows", how many of them ("5,000 of the
+    12,000 training rows") or "the other rows of the file".
     `expected` has the scores before they were rounded to verdicts; empty if there are none.
     """
 
@@ -96,12 +97,17 @@ def fit_baselines(test: Labelled, scale: Scale, train: Labelled | None = None) -
             baselines.append(Baseline(name, missing=missing))
             continue
         if train is not None:
-            values, fitted = rule.predict(_sampled(train), test, scale), "the training rows"
+            values, fitted = rule.predict(_sampled(train), test, scale), _fitted_on(len(train.rows))
         else:
             values, fitted = _cross_predicted(rule, test, scale), "the other rows of the file"
         is_fitted = rule.fits_pairs or scale.task != "pairwise"
         baselines.append(Baseline.of(name, values, scale, fitted if is_fitted else None))
     return baselines
+
+
+def _fitted_on(rows: int) -> str:
+    some = f"{MAX_TRAINING_ROWS:,} of the {rows:,} " if rows > MAX_TRAINING_ROWS else "the "
+    return f"{some}training rows"
 
 
 def _sampled(train: Labelled) -> Labelled:

@@ -184,7 +184,9 @@ def _job(fmt: Format | None, options: ImportOptions, of_card: str) -> Job:
     name = options.scale or (fmt.scale_of(options) if fmt else "") or of_card
     scale = Scale.from_name(name or ("0-10" if task == "score" else task))
     if options.task and options.task != scale.task:
-        raise UserError(f"--task {options.task} and the scale {scale.name} ({scale.task}) differ")
+        fits = f"the scale {scale.name}, which is of the task {scale.task}"
+        remedy = "leave --task out, or give another --scale or --format"
+        raise UserError(f"--task {options.task} does not fit {fits}: {remedy}")
     rule(scale, options.reduce)  # refuses a rule that the task does not have
     if options.template:
         Template.load(options.template)

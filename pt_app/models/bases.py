@@ -429,7 +429,8 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(f'model "{source.name}" does not load: {short(error)}') from error
+        problem = f"does not load ({short(error)}): fetch it again, or choose another --model"
+        raise UserError(f'model "{source.name}" {problem}') from error
     check_names(source.name, type(model).__name__, report)
     if device.type != "meta":
         # In the files, since NF4 turns a NaN into a number.

@@ -31,7 +31,7 @@ def check() -> None:
     """
     for name in filter(_is_on, OTHER_WAYS):
         raise UserError(
-            f"{name}={os.environ[name]}: the recipes train in a way of their own: unset {name}, "
+            f"{name}={os.environ[name]} selects a backend that no recipe uses: unset {name}, "
             "or launch with a file of scripts/accelerate (a base too large for one GPU: "
             "sharded.yaml and --shard_base)"
         )

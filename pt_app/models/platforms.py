@@ -199,8 +199,9 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
     """Return the platform with its base in this precision; NF4 weights only compute in it."""
     nf4, bf16 = platform.weights == "nf4", precision == "bf16"
     if bf16 and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
-        why = "with NF4 weights: --no_4bit, or" if nf4 else "instructions:"
-        raise UserError(f"--train_precision bf16: this CPU has no bfloat16 {why} leave it out")
+        why = "does not compute with NF4 weights in it: add --no_4bit, or"
+        why = why if nf4 else "has no bfloat16 instructions:"
+        raise UserError(f"--train_precision bf16: this CPU {why} leave it out")
     present = platform.has_own_memory and platform.reason != PLANNED
     if bf16 and present and not _has_bfloat16():
         raise UserError("--train_precision bf16: this GPU has no bfloat16: leave it out")

@@ -142,8 +142,8 @@ class Parity(results.Stored):
 def refuse_questions(info: AdapterInfo) -> None:
     """Raise UserError for a judge of questions: most engines are read on one scale."""
     if info.questions:
-        remedy = "`judge serve` and `judge score` answer them, and an export --to transformers"
-        raise UserError(f"{info.folder} has questions, which engines are not asked: {remedy}")
+        remedy = "use --to transformers, or --against transformers:FOLDER"
+        raise UserError(f"{info.folder} has questions, which only transformers answers: {remedy}")
 
 
 def data_of(info: AdapterInfo, data: Path) -> JudgeData:

@@ -121,7 +121,8 @@ def asked_for(settings: Settings, data: JudgeData) -> JudgeData:
     names = [name.strip() for name in settings.questions.split(",") if name.strip()]
     if isinstance(data.asked, Scale):
         if names:
-            raise UserError(f"--questions {settings.questions}: {data.path} declares none")
+            problem = f"{data.path} has one scale and declares no questions"
+            raise UserError(f"--questions {settings.questions}: {problem}: leave it out")
     else:
         data = data.about(chosen(data.asked, names, f"--questions {settings.questions}"))
     _weights(settings, data.questions)
