@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pt_app.core import console
 from pt_app.core.errors import UserError
 from pt_app.core.files import write_json_atomic
+from pt_app.core.formatting import estimate
 from pt_app.core.questions import Question
 from pt_app.core.records import Annotation
 from pt_app.core.results import RESULTS, Cost, Prediction, Results, read_results
@@ -125,6 +127,33 @@ def test_every_question_has_its_pages_and_the_overview_links_to_them(
     assert "apologises" in capsys.readouterr().out
 
 
+def test_the_overview_names_its_judge_and_the_agreement_of_each_other_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = ASKED[0]
+    judges = [
+        JudgeRows(name, name, judged(question, name, 60, right))
+        for name, right in (("joint_one", 0.9), ("alone*1", 0.6), ("base", 0.5))
+    ]
+    data = {"path": "d", "question": question.name, "asked": "Are <they> *sorry*?"}
+    own = results_of(judges, question.scale, data, (), (), {})
+    write_evaluation(tmp_path / question.name, judges, own)
+    whole = overview({question.name: (question.type, "bool")}, {question.name: own}, {}, (), {})
+    summary, other = whole.questions[question.name], own.models[1].metrics["kappa"]
+    assert (summary.judge, summary.others) == ("joint_one", {"alone*1": other})
+    write_json_atomic(tmp_path / RESULTS, whole.as_json())
+    page = " ".join(re.sub(r"<[^>]+>", " ", write_report(tmp_path).read_text()).split())
+    assert "those of joint_one, and" in page
+    assert f" by alone*1 60 kappa {estimate(other)} " in page
+    page = (tmp_path / question.name / "report.html").read_text()
+    assert f"<h1>{question.name}: how far the judge agrees with the labels</h1>" in page
+    assert "Are &lt;they&gt; *sorry*?" in page
+    console.show(terminal_table(read_results(tmp_path)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "by alone*1" in shown
+    assert "those of joint_one, and" in shown
+
+
 def summarised(rows: list[Prediction], fitted: Fitted | None = None) -> Results:
     """The overview of a judge of one question."""
     question = ASKED[0]
@@ -147,7 +176,7 @@ def test_the_overview_says_on_which_rows_a_threshold_was_chosen(tmp_path: Path) 
         del summary.chosen_on
         before = Results.parse(json.dumps(whole.as_json()), "results.json")
         assert overview_table(before)[1][0][7] == "1.000, 1.000 right"
-    assert "was chosen on validation rows (*: on these rows, so" in sentences("overview")
+    assert "was chosen on validation rows (*: on these rows, so" in sentences("overview", judge="")
 
 
 def test_a_number_of_the_overview_has_its_n_or_enough_rows() -> None:

@@ -512,9 +512,14 @@ class Leaks(Stored):
 
 
 class DataUsed(Stored):
-    """The file of the rows that were judged (`n`) or attacked (`rows`)."""
+    """The file of the rows that were judged (`n`) or attacked (`rows`).
+
+    `question` and `asked` are name and words of the one among several that they were judged by.
+    """
 
     path: str | None = None
+    question: str = ""
+    asked: str = ""
     n: int | None = None
     rows: int | None = None
     groups: int | None = None
@@ -545,11 +550,13 @@ class QuestionSummary(Stored):
     Attributes:
         type: bool, choice or score.
         scale: the name of its scale.
+        judge: the name of the judge whose numbers these are.
         metric: the name of the headline number, which judge, base, baseline and ceiling have.
         baseline: the name of the best baseline.
         few: why there are no numbers; "" where there are.
         agreement, of_base, of_baseline, ceiling: the headline number of the judge, of its base, of
             the best baseline, and of one annotator against the others (None on too few rows).
+        others: that of each other judge of the same rows, by its name.
         ece, ece_if_calibrated: the calibration error, and that of a calibrated judge on n rows.
         target, threshold: the accuracy that is promised, and the confidence from which on.
         chosen_on: as `Threshold` has it; unset in earlier files, which do not say it.
@@ -559,6 +566,7 @@ class QuestionSummary(Stored):
 
     type: str = ""
     scale: str = ""
+    judge: str = ""
     metric: str = ""
     n: int = 0
     few: str = ""
@@ -567,6 +575,7 @@ class QuestionSummary(Stored):
     baseline: str = ""
     of_baseline: Metric | None = None
     ceiling: Metric | None = None
+    others: dict[str, Metric | None] = {}
     ece: Metric | None = None
     ece_if_calibrated: Range | None = None
     target: float | None = None

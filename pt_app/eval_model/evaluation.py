@@ -135,6 +135,8 @@ def measured(
     baselines = fit_baselines(of_test, data.scale, of_train)
     baselines.append(probe)
     about: JsonObject = {"path": data.path.name, "sha256": data.sha256}
+    for question in data.questions:  # one at most
+        about |= {"question": question.name, "asked": question.declared.instructions}
     return results_of(judges, data.scale, about, baselines, data.leaks, run, evidence), baselines
 
 

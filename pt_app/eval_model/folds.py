@@ -83,7 +83,8 @@ def _join(folders: Sequence[Path], adapters: Sequence[Path], out: Path) -> Resul
             "adapters of the folds that one `judge data split --folds` wrote"
         )
     hashes = json.dumps([result.data.sha256 for result in results], sort_keys=True)
-    data: JsonObject = {
+    asked = first.data.model_dump(include={"question", "asked"}, exclude_unset=True)
+    data: JsonObject = asked | {
         "path": f"{first.data.path} and {len(adapters) - 1} more folds",
         "sha256": sha256(hashes.encode()).hexdigest(),
     }

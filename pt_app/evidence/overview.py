@@ -49,12 +49,14 @@ def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
     judge, head = results.judge, results.columns()[0]
     best = results.best_baseline()
     base = next((model for model in results.models if model.name == "base"), None)
+    own = (judge, base)
     ceiling, calibration, chosen = results.ceiling, judge.calibration, judge.selective
     if ceiling and ceiling.rows < MIN_LABELS:
         ceiling = None
     return QuestionSummary(
         type=type,
         scale=scale,
+        judge=judge.name,
         n=n,
         metric=head,
         agreement=judge.metrics.get(head),
@@ -62,6 +64,7 @@ def _summary(type: str, scale: str, results: Results | None) -> QuestionSummary:
         baseline=best.name if best else "",
         of_baseline=best.metrics.get(head) if best else None,
         ceiling=ceiling.metrics.get(head) if ceiling else None,
+        others={each.name: each.metrics.get(head) for each in results.models if each not in own},
         ece=calibration.ece if calibration else None,
         ece_if_calibrated=calibration.ece_if_calibrated if calibration else None,
         target=chosen.target if chosen else None,

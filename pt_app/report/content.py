@@ -20,7 +20,7 @@ from pt_app.core.verdicts import Scale, Verdict
 from pt_app.evidence.calibration import confidence_in, wrong_with
 from pt_app.report import charts
 from pt_app.report import sections as parts
-from pt_app.report.overview import overview_table
+from pt_app.report.overview import compared, overview_table
 from pt_app.report.page import Block, Grid, Lines, Section, Texts, blocks, paragraphs, sentences
 
 MAX_ROWS = 20  # that a section shows one by one
@@ -39,7 +39,10 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
     if results.questions:
         title = "How far the judge agrees, question by question"
         table = Grid(*overview_table(results, pages=True))
-        return [Section(title, [table, sentences("overview")]), _origin(results)]
+        return [
+            Section(title, [table, sentences("overview", judge=inline(compared(results)))]),
+            _origin(results),
+        ]
     judge = results.judge
     reading = sentences("reading", results=results, judge=judge, head=results.columns()[0])
     in_words: list[Block] = [reading, *charts.agreement(results)]
@@ -50,8 +53,12 @@ def content(folder: Path, results: Results, predictions: Sequence[Prediction]) -
         )
         return [Section(title, in_words), _numbers(results), *systems, _origin(results)]
     rows = [row for row in predictions if row.model == judge.name and row.status != "too_long"]
+    title, card = "How far the judge agrees with the labels", parts.scorecard(results, judge)
+    if results.data.question:
+        title = f"{inline(results.data.question)}: how far the judge agrees with the labels"
+        card = [inline(results.data.asked), *card]
     sections = [
-        Section("How far the judge agrees with the labels", parts.scorecard(results, judge)),
+        Section(title, card),
         Section("In words", in_words),
         _numbers(results),
         _confusion(rows, judge),

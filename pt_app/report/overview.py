@@ -1,4 +1,4 @@
-"""The overview of a judge of several questions: a row for each."""
+"""The overview of a judge of several questions: a row for each, and below it other judges'."""
 
 from typing import TYPE_CHECKING
 
@@ -34,12 +34,28 @@ def overview_table(results: "Results", pages: bool = False) -> tuple[list[str], 
         linked = own.n and NAME.fullmatch(name)  # such a name needs no escapes
         link = f"[{name}]({name}/report.html)" if linked else inline(name)
         lines.append([link, *map(inline, cells)] if pages else [name, *cells])
+        for judge, metric in own.others.items():
+            cells = [
+                f"by {judge}",
+                *_padded([str(own.n), f"{NAMES[own.metric]} {estimate(metric)}"]),
+            ]
+            lines.append(list(map(inline, cells)) if pages else cells)
     return HEADER, lines
+
+
+def compared(results: "Results") -> str:
+    """Return the name of the judge that others are compared with; "" if there is one judge."""
+    return next((own.judge for own in results.questions.values() if own.others), "")
+
+
+def _padded(cells: list[str]) -> list[str]:
+    """Return the cells behind the name, with those that are not there."""
+    return cells + [UNDEFINED] * (len(HEADER) - 1 - len(cells))
 
 
 def _cells(own: "QuestionSummary") -> list[str]:
     if own.few:
-        return [str(own.n), own.few, *[UNDEFINED] * (len(HEADER) - 3)]
+        return _padded([str(own.n), own.few])
     noise, kept = own.ece_if_calibrated, "none"
     if own.threshold is not None:
         kept = f"{_value(own.kept, own.n)}, {_value(own.right, own.n)} right"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pt_app.core.formatting import NAMES, UNDEFINED, estimate
-from pt_app.report.overview import overview_table
+from pt_app.report.overview import compared, overview_table
 from pt_app.report.page import sentences, titles
 
 if TYPE_CHECKING:
@@ -55,10 +55,13 @@ def _overview(results: "Results") -> "Table":
 
     header, lines = overview_table(results)
     leaks = results.leak_line()
-    table = _table(f"{leaks}\n" if leaks else "", sentences("overview"))
+    table = _table(
+        f"{leaks}\n" if leaks else "",
+        sentences("overview", judge=compared(results)),
+    )
     table.padding = 0  # the box leaves a blank between columns
     # Folded, where rich would cut: a name that is cut is another one.
-    table.add_column(header[0], overflow="fold", no_wrap=max(map(len, results.questions)) <= 20)
+    table.add_column(header[0], overflow="fold", no_wrap=max(len(line[0]) for line in lines) <= 20)
     for name in header[1:]:
         table.add_column(name, overflow="fold", min_width=max(map(len, name.split())))
     for line in lines:
