@@ -504,3 +504,15 @@ def test_the_reading_compares_the_judge_with_people_in_one_plain_sentence(
     side = "below" if worse else "above"
     assert f"; the judge is {abs(apart):.3f} {side} that." in report
     assert "% of the way" not in report
+
+
+def test_options_without_a_scale_are_told_the_flag_that_names_them(tmp_path: Path) -> None:
+    answers = ["new item", "money", "none"] * 40
+    rows = [row | {"human": own, "said": own} for row, own in zip(rows_of(), answers, strict=True)]
+    file = written(tmp_path / "options.csv", rows)
+    scale = 'choice:["money", "new item", "none"]'
+    assert (
+        f"no scale is known for labels such as money, new item, none: name it, --scale '{scale}'"
+        in refused(file)
+    )
+    assert measured(file, f"--scale={scale}")["models"][0]["metrics"]["kappa"]["value"] == 1

@@ -138,7 +138,8 @@ def _attacked(
     attacks = list(attacked(rows, scale, chosen, judge.info.state))
     of_control = {family.name for family in chosen if family.control}
     control = [attack for attack in attacks if attack.family in of_control]
-    log.info("%s: %d on %d rows, %d families", name, len(attacks), len(rows), len(chosen))
+    made = len({attack.family for attack in attacks})
+    log.info("%s: %d on %d rows, %d families", name, len(attacks), len(rows), made)
     scorer = JudgeScorer(judge.model, encoder, name=name)
     after = scorer.score([attack.example for attack in attacks])
     numbers = results.AttackResults(

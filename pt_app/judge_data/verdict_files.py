@@ -4,6 +4,7 @@ Cells, columns and numbers are read as `judge data import` reads them. What is l
 read in two ways, is reported.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from pt_app.core.errors import UserError
+from pt_app.core.questions import MAX_OPTIONS
 from pt_app.core.records import Place
-from pt_app.core.verdicts import NAMED, Scale, Verdict
+from pt_app.core.verdicts import CHOICE, NAMED, Scale, Verdict
 from pt_app.evidence.calibration import wrong_with
 from pt_app.judge_data.labels import TWO_VALUES, LabelReader, answers_of, flat, key_of
 from pt_app.judge_data.mapping import ColumnMap, unwanted, wanted_values
@@ -23,6 +25,7 @@ from pt_app.judge_data.reading.tables import open_table
 from pt_app.judge_data.rows import Row, check_column, find, is_empty, parsed, refuse_bytes
 
 TEXTS = ("candidate", "reference", "source")
+MAX_SHOWN = 12  # options that a message writes out
 FAILED = "-1"  # what programs write where a judge gave no verdict
 Rows = list[Row]
 
@@ -314,7 +317,17 @@ def _guessed_scale(source: VerdictFile) -> Scale:
     written = [float(number) for number in numbers if number is not None]
     lowest = min(written, default=0)
     scored = [number for number in written if number != int(FAILED) or lowest < int(FAILED)]
-    return scale_of(scored or written, source.file, ", ".join(sorted(keys)[:5]) or "none at all")
+    texts = sorted({str(source.meant(cell)).strip() for cell in cells})
+    if not written and 2 <= len(texts) <= MAX_OPTIONS:
+        raise UserError(f"{source.file}: no scale is known for labels such as {_choice_of(texts)}")
+    return scale_of(scored or written, source.file, ", ".join(texts[:5]) or "none at all")
+
+
+def _choice_of(texts: Sequence[str]) -> str:
+    """Write texts for a message, with the flag that makes options of them."""
+    shown = ", ".join(texts[:5])
+    options = texts if len(texts) <= MAX_SHOWN else [*texts[:2], "..."]
+    return f"{shown}: name it, --scale '{CHOICE}{json.dumps(options, ensure_ascii=False)}'"
 
 
 def scale_of(numbers: Collection[float], file: str, example: str = "") -> Scale:
