@@ -27,6 +27,7 @@ from pt_app.core.leaks import find_leaks
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.records import JudgeExample, Place, checked, clipped, example_of, one_line
 from pt_app.core.results import RaterPair
+from pt_app.core.settings import By
 from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.verdicts import NAMED, Scale, Task
 
@@ -45,7 +46,7 @@ class HowSplit(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, float | str | list[float]]
-    by: Literal["group", "row"] = "group"
+    by: By = "group"
     near: float = Field(default=0, ge=0, le=1)
     left_out: int = 0
 
