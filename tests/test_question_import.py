@@ -154,7 +154,8 @@ def test_rows_of_raters_that_cannot_be_joined_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=problem) as refused:
         of_raters(tmp_path, odd)
-    assert "or leave such rows out with --drop_bad" in str(refused.value)
+    what = "labels" if "polite" in odd else "rows"
+    assert f"or leave such {what} out with --drop_bad" in str(refused.value)
 
 
 def test_what_raters_say_once_more_or_otherwise_is_left_out_and_counted(tmp_path: Path) -> None:

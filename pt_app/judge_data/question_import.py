@@ -97,7 +97,17 @@ def import_questions(
     ]
     notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
     notes.append(f"questions: {', '.join(names)}")
-    return [*notes, *tally.lines(), *bare, *folder.lines()]
+    return [*notes, *tally.lines(), *_unused(options, tally), *bare, *folder.lines()]
+
+
+def _unused(options: ImportOptions, tally: Tally) -> list[str]:
+    """Warn of what --labels says of values that no label needs."""
+    return [
+        f"warning: --labels {label}={meaning} has no effect: no cell says so, or the questions "
+        "with such cells declare it themselves"
+        for label, meaning in pairs(options.labels, "--labels").items()
+        if label not in tally.meant
+    ]
 
 
 def _refuse_others(options: ImportOptions) -> None:
@@ -144,9 +154,7 @@ def converted(
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
-        reader = QuestionReader.of(
-            table, columns.columns, asked, options, tally, by_rater=columns.by_rater
-        )
+        reader = QuestionReader.of(table, columns.columns, asked, options, tally)
         rows = _rows(table, columns, options, reader)
         for place, row, count in _merged(rows, columns, reader):
             try:
