@@ -152,3 +152,22 @@ def test_the_command_reads_a_format_and_refuses_a_map(tmp_path: Path) -> None:
     assert "questions: " in done.output
     with pytest.raises(UserError, match="--map does not go with --format kev"):
         read(file, "kev", tmp_path / "other", map=("state=body",))
+
+
+def test_a_format_without_labels_is_refused_without_naming_a_map(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", laya, ticket)
+    with pytest.raises(UserError, match="has a label: name the format that its labels have: laya"):
+        read(file, "kev", tmp_path / "out")
+
+
+def test_a_question_of_a_format_without_a_label_is_named(tmp_path: Path) -> None:
+    def some(i: int) -> Row:
+        return {"expected": {"team": "billing"}}
+
+    file = write(tmp_path / "rows.jsonl", some, ticket)
+    said = import_questions([file], tmp_path / "out", ImportOptions(format="laya"), SplitPlan())
+    assert [line for line in said if line.startswith("warning: no row")] == [
+        f"warning: no row has a label for {name}: append rows that have one, or leave the question "
+        "out of the file"
+        for name in ("urgent", "anger")
+    ]

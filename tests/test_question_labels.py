@@ -419,7 +419,7 @@ def test_with_several_questions_one_that_cannot_be_read_is_left_out_alone(tmp_pa
     given[1]["offer"] = {"votes": {"nothing": -1}}
     given[2] |= {"offer": "?", "labels": {"quality": 5}}
     given[3] |= {"labels": {"tone": 5}}
-    with pytest.raises(UserError, match="9 is not allowed.*leave such labels out with --drop_bad"):
+    with pytest.raises(UserError, match=r"9 is not allowed.*leave such labels out with --drop_bad"):
         imported(tmp_path, given)
     said = imported(tmp_path, given, drop_bad=True)
     assert "read 60 rows: kept 60, dropped 0" in said
@@ -452,3 +452,33 @@ def test_labels_that_are_no_object_are_refused_beside_some_that_are(tmp_path: Pa
     given[7]["labels"] = "quality: 5"
     with pytest.raises(UserError, match=r"line 8, field labels: they are no object: write \{"):
         imported(tmp_path, given)
+
+
+def test_why_no_row_can_be_used_is_said(tmp_path: Path) -> None:
+    bare: list[Json] = [{"ticket": f"ticket {i}", "reply": "no"} for i in range(20)]
+    with pytest.raises(UserError, match=r"rows0.jsonl has a label: name its columns with --map"):
+        imported(tmp_path, bare)
+    given = [row | {"quality": 9} for row in bare]
+    problem = (
+        r"can be used: 20 dropped: no label; 20 answers left out: labels.quality cannot be read "
+        r"\(first: .*line 1, field labels.quality: 9 is not allowed"
+    )
+    with pytest.raises(UserError, match=problem):
+        imported(tmp_path, given, drop_bad=True)
+    given = [row | {"reply": None, "quality": 5} for row in bare]
+    with pytest.raises(UserError, match=r"can be used: 20 dropped: reply cannot be used \(first: "):
+        imported(tmp_path, given, drop_bad=True)
+
+
+def test_a_question_without_a_label_is_one_of_the_whole_folder(tmp_path: Path) -> None:
+    """New rows may lack one; and of a folder no question can be left out."""
+    given, new = rows(40), rows(60)[40:]
+    for row in given + new:
+        row.pop("offer")
+    imported(tmp_path, given)
+    for row in new:
+        row.pop("quality")
+    said = imported(tmp_path, new, append=True)
+    (warning,) = [line for line in said if line.startswith("warning")]
+    assert "no row has a label for offer: name its column (--map offer=COLUMN), or" in warning
+    assert warning.endswith("append rows that have one")
