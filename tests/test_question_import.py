@@ -257,6 +257,12 @@ def test_cells_of_parquet_that_hold_nothing_or_no_text_are_told_apart(
             DECLARED.replace("[replacement, refund, nothing]", "[[a], b]"),
             "field questions.offer.options.0: input should be a valid string",
         ),
+        (
+            DECLARED
+            + "  given:\n    type: choice\n    instructions: ' What is offered?'\n"
+            + "    options: {refund: , nothing: , replacement: }\n",
+            "field questions: offer and given ask the same: remove one of them, or ask it in",
+        ),
         (DECLARED + "weight: 2\n", "questions.yaml: weight is not known: use state, questions"),
         (
             DECLARED.replace("[ticket, reply]", "[ticket, reply, polite]"),

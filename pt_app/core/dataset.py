@@ -251,7 +251,20 @@ def card_asks(card: DatasetCard, path: Path) -> Asked:
     if files := [name for name in card.questions if name.lower().endswith(FILE_ENDS)]:
         problem = "its results are a folder of this name beside files: rename it"
         raise UserError(f"{where} questions.{files[0]}: {problem}")
-    return questions_of(card.questions, f"{where} questions")
+    return _each_once(questions_of(card.questions, f"{where} questions"), f"{where} questions")
+
+
+def _each_once(questions: tuple[Question, ...], where: str) -> tuple[Question, ...]:
+    """Return questions; raises UserError for two that a judge, who sees no names, cannot tell apart.
+
+    Adapters that were trained on two such questions are still read.
+    """
+    first: dict[object, str] = {}
+    for question in questions:
+        if (other := first.setdefault(question.content, question.name)) != question.name:
+            remedy = "remove one of them, or ask it in other words"
+            raise UserError(f"{where}: {other} and {question.name} ask the same: {remedy}")
+    return questions
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:
