@@ -255,7 +255,7 @@ def card_asks(card: DatasetCard, path: Path) -> Asked:
 
 
 def _each_once(questions: tuple[Question, ...], where: str) -> tuple[Question, ...]:
-    """Return questions; raises UserError for two that a judge, who sees no names, cannot tell apart.
+    """Return questions; raises UserError for two that are one to a judge, who sees no names.
 
     Adapters that were trained on two such questions are still read.
     """
