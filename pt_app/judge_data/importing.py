@@ -65,6 +65,11 @@ class Tally:
         """The rows of the files."""
         return self.kept + self.dropped.counts.total()
 
+    @property
+    def bad(self) -> bool:
+        """Whether something has been left out that is an error without `drop_bad`."""
+        return bool(self.dropped.first or self.answers.first)
+
     def refuse(self, error: RowError, rows: int = 1) -> None:
         """Count rows that cannot be used; raise their error unless `drop_bad`."""
         if not self.drop_bad:

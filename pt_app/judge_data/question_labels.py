@@ -22,6 +22,11 @@ Labels = dict[str, Any]
 OWN = "labels"  # the field of a row that holds labels by question, where it is an object
 
 
+def unreadable(name: str) -> str:
+    """Return the reason under which labels of a question that cannot be read are counted."""
+    return f"{OWN}.{name} cannot be read"
+
+
 @dataclass(frozen=True)
 class QuestionReader:
     """Reads the labels of the rows of one file.
@@ -118,7 +123,7 @@ class QuestionReader:
         """Count a label of a question that cannot be read; raise its error unless `drop_bad`."""
         if not self.tally.drop_bad:
             raise error
-        self.tally.answers.add(f"{OWN}.{name} cannot be read", str(error))
+        self.tally.answers.add(unreadable(name), str(error))
 
     def _label(self, question: Question, own: object, value: Row, place: Place) -> object:
         """Return the label of a question with its verdicts read; None where there is none."""

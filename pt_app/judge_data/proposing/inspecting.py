@@ -24,7 +24,7 @@ from pt_app.judge_data.preview import encoder_of
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
-from pt_app.judge_data.proposing.questions import propose_questions
+from pt_app.judge_data.proposing.questions import Questions, propose_questions
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Table, open_table
 
@@ -72,17 +72,20 @@ def inspect(
     # Without one of the fields no row can be made.
     made = () if choice.missing else examples_of(table, choice.job, tally)
     examples = [example for example, _ in made]
-    asked = propose_questions(table, columns, choice.job.map.columns, reading)
-    if questions and asked is None:
-        problem = "has no two columns of labels, beside a text, that can be imported as questions"
-        raise UserError(f"{file} {problem}: leave out --questions")
+    asked: Questions | None = None
+    try:
+        asked = propose_questions(table, columns, choice.job.map.columns, reading)
+    except UserError as error:
+        if questions:
+            raise UserError(
+                f"{file} gives no questions: {error}, or leave out --questions"
+            ) from error
     if rubric and choice.rubric:
         write_text_atomic(rubric, choice.rubric + "\n")
     if questions and asked:
         write_text_atomic(questions, asked.text)
     flags = [*choice.flags, *reading.flags()]
-    if tally.dropped.first:  # only rows that cannot be used have a first problem
-        flags.append("--drop_bad")
+    flags += ["--drop_bad"] * tally.bad
     return replace(
         choice,
         flags=flags,
