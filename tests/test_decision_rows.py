@@ -16,6 +16,7 @@ from pt_app.cli import app
 from pt_app.core.dataset import JudgeData, read_dataset
 from pt_app.core.errors import UserError
 from pt_app.judge_data.options import ImportOptions, SplitPlan
+from pt_app.judge_data.proposing.inspecting import inspect
 from pt_app.judge_data.question_import import import_questions
 
 Row = dict[str, Any]
@@ -152,3 +153,56 @@ def test_the_command_reads_a_format_and_refuses_a_map(tmp_path: Path) -> None:
     assert "questions: " in done.output
     with pytest.raises(UserError, match="--map does not go with --format kev"):
         read(file, "kev", tmp_path / "other", map=("state=body",))
+
+
+def test_a_format_without_labels_is_refused_without_naming_a_map(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", laya, ticket)
+    with pytest.raises(UserError, match="has a label: name the format that its labels have: laya"):
+        read(file, "kev", tmp_path / "out")
+
+
+def test_a_question_of_a_format_without_a_label_is_named(tmp_path: Path) -> None:
+    def some(i: int) -> Row:
+        return {"expected": {"team": "billing"}}
+
+    file = write(tmp_path / "rows.jsonl", some, ticket)
+    said = import_questions([file], tmp_path / "out", ImportOptions(format="laya"), SplitPlan())
+    assert [line for line in said if line.startswith("warning: no row")] == [
+        f"warning: no row has a label for {name}: append rows that have one, or leave the question "
+        "out of the file"
+        for name in ("urgent", "anger")
+    ]
+
+
+@pytest.mark.parametrize(("name", "own"), [("laya", laya), ("nemo-decision", nemo), ("kev", kev)])
+def test_a_format_is_recognised_and_its_import_proposed(
+    name: str, own: Callable[[int], Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path("rows.jsonl"), own, ticket)
+    said = CliRunner().invoke(app, ["init", file]).output
+    _, _, declared = " ".join(said.split()).partition(
+        f"format {name}: rows of a decision model, which declare "
+    )
+    for one in ("team (choice)", "urgent (bool)", "anger (0-2)"):
+        assert one in declared.partition(" lengths ")[0]
+    commands = [line.split() for line in said.partition("next:\n")[2].strip().splitlines()]
+    wanted = ["judge", "data", "import", file, "--out", "datasets/rows", "--format", name]
+    assert commands[0] == wanted
+    for command in commands[:3]:
+        done = CliRunner().invoke(app, command[1:])
+        assert done.exit_code == 0, done.output
+    assert "--max_seq_length" in commands[3]
+    with pytest.raises(UserError, match="its rows declare their questions: leave out --questions"):
+        inspect(file, questions=Path("q.yaml"))
+
+
+def test_rows_of_a_format_that_cannot_be_used_are_left_out_by_the_proposal(tmp_path: Path) -> None:
+    file = Path(write(tmp_path / "rows.jsonl", laya, ticket))
+    file.write_text(
+        file.read_text().replace('"state": {"subject": "ticket 3"', '"stat": {"x": "y"')
+    )
+    proposal = inspect(str(file))
+    assert proposal.flags == ["--format", "laya", "--drop_bad"]
+    found = " ".join(" ".join(proposal.lines()).split())
+    assert "1, left out by --drop_bad; the first:" in found

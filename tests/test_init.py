@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pt_app.cli import app
-from pt_app.core.dataset import read_card, read_dataset, read_rows
+from pt_app.core.dataset import JudgeData, read_card, read_dataset, read_rows
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template
 from pt_app.core.prompts import PromptEncoder
@@ -422,6 +422,108 @@ def test_questions_for_several_columns_of_labels_can_be_imported(
         assert data.card.state == ["ticket", "reply"]
         run(["data", "import", str(file), "--out", "again", "--questions", "q.yaml"])
         assert read_dataset(Path("again")).questions == data.questions
+
+
+def proposed(file: Path) -> tuple[str, JudgeData]:
+    """Write the questions of a file, and import it as it is proposed then."""
+    said = run(["init", str(file), "--questions", f"{file.stem}.yaml"])
+    (importing,) = commands("next:\n" + said.partition(".yaml is corrected:\n")[2])
+    run(importing[1:])
+    return said, read_dataset(Path(importing[importing.index("--out") + 1]))
+
+
+def test_questions_keep_what_says_which_row_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {
+            "segment_id": f"x{i}",
+            "group_id": f"doc{i // 3}",
+            "system_name": "ab"[i % 2],
+            "doc": f"page {i // 6}",
+            "created_at": f"2026-01-{i + 1:02}",
+            "source": source(i),
+            "translation": answer(i),
+            "fluent": ("yes", "no")[i % 2],
+            "grade": i % 5 + 1,
+        }
+        for i in range(COUNT)
+    ]
+    _, data = proposed(write(Path(), "csv", rows))
+    assert [question.name for question in data.questions] == ["fluent", "grade"]
+    read = {row.id: row for row in (*data.train, *data.val, *data.test)}
+    assert read["x7"].group == "doc2"
+    meta = {"system": "b", "document": "page 1", "time": "2026-01-08"}
+    assert read["x7"].meta == meta
+
+
+@pytest.mark.parametrize("rater", ["annotator", "rater"])
+def test_questions_of_a_row_for_each_rater_are_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rater: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": i, "text": source(i), "reply": answer(i), rater: who}
+        | {"tone": ("warm", "cold")[i % 2], "grade": (i + at) % 5 + 1}
+        for i in range(COUNT)
+        for at, who in enumerate(("ana", "rui"))
+    ]
+    _, data = proposed(write(Path(), "csv", rows))
+    grades = [row for row in data.train if row.asks == "grade"]
+    assert {one.rater for row in grades for one in row.annotators} == {"ana", "rui"}
+
+
+def test_questions_with_a_decimal_comma_are_proposed_and_others_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"text": source(i), "nota": f"{i % 10},5", "tom": "ab"[i % 2], "votes": [i % 3]}
+        | {"fine": f"{(i // 2) / 7:.6f}"}
+        for i in range(COUNT)
+    ]
+    said, data = proposed(write(Path(), "jsonl", rows))
+    assert data.questions[0].scale.name == "0-10:0.5"
+    assert [question.name for question in data.questions] == ["nota", "tom"]
+    said = " ".join(said.split())
+    assert "left out of the questions: fine (the labels are finer than a judge's scale" in said
+    assert "votes (labels.jsonl, line 1, field labels.votes: [0] is not allowed" in said
+
+
+def test_an_annotator_who_says_two_things_is_left_out_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": i, "source": source(i), "reply": answer(i), "rater": who, "grade": (i + at) % 5 + 1}
+        for i in range(COUNT)
+        for at, who in enumerate(("ana", "rui"))
+    ]
+    file = write(Path(), "csv", [*rows, rows[0] | {"grade": 5}])
+    importing = commands(run(["init", str(file)]))[0]
+    assert "--drop_bad" in importing
+    run(importing[1:])
+
+
+def test_why_questions_cannot_be_imported_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), "csv", [rated(i) | {"id": f"t-{i // 2}"} for i in range(COUNT)])
+    run(["init", str(file)])
+    with pytest.raises(UserError, match=r'questions: two rows have the id "t-0": .*--questions'):
+        inspect(str(file), questions=Path("q.yaml"))
+    assert not Path("q.yaml").exists()
+
+
+def test_a_column_called_labels_hides_no_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write(Path(), "csv", [rated(i) | {"labels": "abc"[i % 3]} for i in range(COUNT)])
+    _, data = proposed(file)
+    assert {"polite", "stars", "labels_2"} <= {question.name for question in data.questions}
 
 
 def test_questions_are_written_only_where_asked_and_where_there_are_some(

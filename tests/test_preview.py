@@ -214,5 +214,10 @@ def test_questions_are_shown_with_the_shares_and_the_order_of_options_of_trainin
     ]
     assert listed == [name for order in orders for name in order]
     assert len(set(map(tuple, orders))) > 1
+    rows = list(dict.fromkeys(row.id for row in read))
+    numbers = [f"row {rows.index(row.id) + 1} of {len(rows)}, {row.id}, " for row in read]
+    assert all(map(str.startswith, headings, numbers))
+    first = re.findall(r"^row .*", previewed(folder, "-n", "2"), re.MULTILINE)
+    assert first == [heading for heading in headings if heading.startswith(("row 1 ", "row 2 "))]
     declared = previewed(folder, "-n", "40", "--split", "val")
     assert not re.search("- refund.*\n- replacement", declared)

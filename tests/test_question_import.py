@@ -154,7 +154,8 @@ def test_rows_of_raters_that_cannot_be_joined_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=problem) as refused:
         of_raters(tmp_path, odd)
-    assert "or leave such rows out with --drop_bad" in str(refused.value)
+    what = "labels" if "polite" in odd else "rows"
+    assert f"or leave such {what} out with --drop_bad" in str(refused.value)
 
 
 def test_what_raters_say_once_more_or_otherwise_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -255,6 +256,12 @@ def test_cells_of_parquet_that_hold_nothing_or_no_text_are_told_apart(
         (
             DECLARED.replace("[replacement, refund, nothing]", "[[a], b]"),
             "field questions.offer.options.0: input should be a valid string",
+        ),
+        (
+            DECLARED
+            + "  given:\n    type: choice\n    instructions: ' What is offered?'\n"
+            + "    options: {refund: , nothing: , replacement: }\n",
+            "field questions: offer and given ask the same: remove one of them, or ask it in",
         ),
         (DECLARED + "weight: 2\n", "questions.yaml: weight is not known: use state, questions"),
         (

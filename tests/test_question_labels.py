@@ -107,7 +107,7 @@ def test_a_meaning_gives_no_label_to_a_row_without_one(tmp_path: Path, meaning: 
 
 def test_values_that_mean_no_answer_are_counted(tmp_path: Path) -> None:
     given = [row | {"offer": "unsure" if i < 4 else "refund"} for i, row in enumerate(rows())]
-    assert "  4 answers left out: 'unsure' means no answer" in imported(
+    assert "  4 answers left out: 'unsure' means no answer to offer" in imported(
         tmp_path, given, labels="unsure="
     )
 
@@ -142,7 +142,7 @@ def test_an_answer_that_cannot_be_read_is_left_out_alone_and_named_by_its_line(
         imported(tmp_path, given)
     said = imported(tmp_path, given, drop_bad=True)
     assert "read 60 rows: kept 60 as 30 examples, dropped 0" in said
-    assert any("1 answer left out: it cannot be read (first: " in line for line in said)
+    assert any("1 answer left out: labels.quality cannot be read (first: " in line for line in said)
     labels = {row["id"]: row["labels"] for row in rows_of(tmp_path / "out")}
     assert labels["r3"]["quality"]["annotators"].keys() == {"ana"}
     assert labels["r3"]["polite"]["annotators"].keys() == {"ana", "rui"}
@@ -372,3 +372,113 @@ def test_a_mean_halfway_between_two_scores_is_the_lower_one(votes: list[int]) ->
     mean = Fraction(sum(votes), len(votes))
     nearest = min(range(11), key=lambda value: (abs(mean - value), value))
     assert choose(shares, scale, "mean") == nearest
+
+
+UNSURE = """
+state: [ticket]
+questions:
+  first: {type: choice, instructions: "Which?", options: [good, bad]}
+  second: {type: choice, instructions: "Is it?", options: [yes, no, unsure]}
+"""
+
+
+def test_a_meaning_is_for_the_questions_that_do_not_declare_the_value(tmp_path: Path) -> None:
+    given = [
+        {
+            "ticket": f"ticket number {i} is about cup {i}",
+            "first": ("good", "unsure")[i % 2],
+            "second": ("unsure", "no")[i % 2],
+        }
+        for i in range(60)
+    ]
+    said = imported(tmp_path, given, UNSURE, labels="unsure=")
+    assert "  30 answers left out: 'unsure' means no answer to first" in said
+    assert labels_of(tmp_path) == {
+        ("first", "good"): 30,
+        ("second", "unsure"): 30,
+        ("second", "no"): 30,
+    }
+
+
+def test_ones_and_zeros_are_yes_and_no_beside_a_score_that_has_them(tmp_path: Path) -> None:
+    given = [
+        row | {"polite": str(i % 2), "offer": ("a=b", "refund")[i % 2], "quality": str(i % 5)}
+        for i, row in enumerate(rows())
+    ]
+    wider = DECLARED.replace("1-5", "0-10")
+    said = imported(tmp_path, given, wider, labels="1.0=yes,0=no,a\\=b=nothing,n/a=")
+    assert labels_of(tmp_path)["polite", "yes"] == 30
+    assert labels_of(tmp_path)["quality", 1] == labels_of(tmp_path)["quality", 0] == 12
+    (warning,) = [line for line in said if line.startswith("warning")]
+    assert warning.startswith("warning: --labels n/a= has no effect: no cell says so")
+
+
+def test_with_several_questions_one_that_cannot_be_read_is_left_out_alone(tmp_path: Path) -> None:
+    given = rows()
+    given[0]["quality"] = 9
+    given[1]["offer"] = {"votes": {"nothing": -1}}
+    given[2] |= {"offer": "?", "labels": {"quality": 5}}
+    given[3] |= {"labels": {"tone": 5}}
+    with pytest.raises(UserError, match=r"9 is not allowed.*leave such labels out with --drop_bad"):
+        imported(tmp_path, given)
+    said = imported(tmp_path, given, drop_bad=True)
+    assert "read 60 rows: kept 60, dropped 0" in said
+    counts = Counter(name for name, _ in labels_of(tmp_path).elements())
+    assert counts == {"polite": 60, "offer": 58, "quality": 58}
+    left = sorted(line for line in said if "left out" in line)[::-1]
+    assert left[0].startswith("  2 answers left out: labels.quality cannot be read (first: ")
+    assert "line 1, field labels.quality: 9 is not allowed" in left[0]
+    assert left[1].startswith("  2 answers left out: labels.offer cannot be read (first: ")
+    assert left[2].startswith("  1 answer left out: labels.tone cannot be read (first: ")
+
+
+@pytest.mark.parametrize("map", [(), ("quality=labels",), ("meta.tag=labels",)])
+def test_a_column_called_labels_may_hold_anything(tmp_path: Path, map: tuple[str, ...]) -> None:
+    given = [row | {"labels": str(row["quality"])} for row in rows()]
+    assert "read 60 rows: kept 60, dropped 0" in imported(tmp_path, given, map=map)
+    assert {row["quality"] for row in (row["labels"] for row in rows_of(tmp_path / "out"))} <= set(
+        range(1, 6)
+    )
+
+
+def test_a_member_of_the_labels_may_be_that_of_another_question(tmp_path: Path) -> None:
+    given = [row | {"labels": {"Is it rude?": row.pop("polite")}} for row in rows()]
+    imported(tmp_path, given, map=("polite=labels.Is it rude?",))
+    assert labels_of(tmp_path)["polite", "yes"] == 30
+
+
+def test_labels_that_are_no_object_are_refused_beside_some_that_are(tmp_path: Path) -> None:
+    given = [row | {"labels": {"quality": row.pop("quality")}} for row in rows()]
+    given[7]["labels"] = "quality: 5"
+    with pytest.raises(UserError, match=r"line 8, field labels: they are no object: write \{"):
+        imported(tmp_path, given)
+
+
+def test_why_no_row_can_be_used_is_said(tmp_path: Path) -> None:
+    bare: list[Json] = [{"ticket": f"ticket {i}", "reply": "no"} for i in range(20)]
+    with pytest.raises(UserError, match=r"rows0.jsonl has a label: name its columns with --map"):
+        imported(tmp_path, bare)
+    given = [row | {"quality": 9} for row in bare]
+    problem = (
+        r"can be used: 20 dropped: no label; 20 answers left out: labels.quality cannot be read "
+        r"\(first: .*line 1, field labels.quality: 9 is not allowed"
+    )
+    with pytest.raises(UserError, match=problem):
+        imported(tmp_path, given, drop_bad=True)
+    given = [row | {"reply": None, "quality": 5} for row in bare]
+    with pytest.raises(UserError, match=r"can be used: 20 dropped: reply cannot be used \(first: "):
+        imported(tmp_path, given, drop_bad=True)
+
+
+def test_a_question_without_a_label_is_one_of_the_whole_folder(tmp_path: Path) -> None:
+    """New rows may lack one; and of a folder no question can be left out."""
+    given, new = rows(40), rows(60)[40:]
+    for row in given + new:
+        row.pop("offer")
+    imported(tmp_path, given)
+    for row in new:
+        row.pop("quality")
+    said = imported(tmp_path, new, append=True)
+    (warning,) = [line for line in said if line.startswith("warning")]
+    assert "no row has a label for offer: name its column (--map offer=COLUMN), or" in warning
+    assert warning.endswith("append rows that have one")

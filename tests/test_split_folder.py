@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from pt_app.cli import app
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
 from pt_app.core.records import JudgeExample
+from pt_app.core.settings import By
 from pt_app.judge_data.relabel import read_back, write_blind
 from tests.rows import write_rows
 from tests.test_folder import GROUPS, build, bytes_of, card_of, examples, split, where
@@ -196,6 +198,23 @@ def test_more_folds_than_groups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"20 groups cannot fill 21 splits \(1 to 21\)"):
         split(tmp_path / "data", folds=21)
     assert not (tmp_path / "data" / "folds").exists()
+
+
+@pytest.mark.parametrize("by", get_args(By))
+def test_a_folder_is_read_whatever_its_split_keeps_together(tmp_path: Path, by: By) -> None:
+    """Import rows, split them again and train on them."""
+    lines = [
+        f"source number {i} of {i * 7},reply {i * 3},{i % 5},2026-01-{i + 1:02}\n"
+        for i in range(30)
+    ]
+    (tmp_path / "rows.csv").write_text("source,candidate,label,time\n" + "".join(lines))
+    out = str(tmp_path / "out")
+    for command in (["import", str(tmp_path / "rows.csv"), "--out", out], ["split", out, "--anew"]):
+        result = CliRunner().invoke(app, ["data", *command, "--by", by])
+        assert result.exit_code == 0, result.exception
+        data = read_dataset(Path(out), allow_leaks=True)
+        assert len(data.train) + len(data.val) + len(data.test) == 30
+        assert data.card.split.by == by
 
 
 # --- the command ---

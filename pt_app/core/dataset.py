@@ -27,6 +27,7 @@ from pt_app.core.leaks import find_leaks
 from pt_app.core.questions import Asked, Declared, Question, only_scale, questions_in, questions_of
 from pt_app.core.records import JudgeExample, Place, checked, clipped, example_of, one_line
 from pt_app.core.results import RaterPair
+from pt_app.core.settings import By
 from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.verdicts import NAMED, Scale, Task
 
@@ -45,7 +46,7 @@ class HowSplit(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, float | str | list[float]]
-    by: Literal["group", "row"] = "group"
+    by: By = "group"
     near: float = Field(default=0, ge=0, le=1)
     left_out: int = 0
 
@@ -250,7 +251,20 @@ def card_asks(card: DatasetCard, path: Path) -> Asked:
     if files := [name for name in card.questions if name.lower().endswith(FILE_ENDS)]:
         problem = "its results are a folder of this name beside files: rename it"
         raise UserError(f"{where} questions.{files[0]}: {problem}")
-    return questions_of(card.questions, f"{where} questions")
+    return _each_once(questions_of(card.questions, f"{where} questions"), f"{where} questions")
+
+
+def _each_once(questions: tuple[Question, ...], where: str) -> tuple[Question, ...]:
+    """Return questions; raises UserError for two that are one to a judge, who sees no names.
+
+    Adapters that were trained on two such questions are still read.
+    """
+    first: dict[object, str] = {}
+    for question in questions:
+        if (other := first.setdefault(question.content, question.name)) != question.name:
+            remedy = "remove one of them, or ask it in other words"
+            raise UserError(f"{where}: {other} and {question.name} ask the same: {remedy}")
+    return questions
 
 
 def card_scale(card: DatasetCard, path: Path) -> Scale:

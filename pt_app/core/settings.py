@@ -21,6 +21,7 @@ PROBE_HELP = "maximum training rows of the probe on the base's hidden states; 0:
 SAMPLE = 100  # rows on which a lower --score_precision or a faster --reading is compared
 Precision = Literal["float32", "bf16", "int8"]
 VerdictRule = Literal["auto", "mean", "median", "mode"]
+By = Literal["group", "time", "row"]  # what a split of a dataset keeps together
 Order = Literal["both", "as_given"]  # in which pairs are judged
 ReadingMode = Literal["auto", "exact", "branches"]
 READING_HELP = (

@@ -6,7 +6,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pt_app.core.choosing import choose, resolved_rule
@@ -17,6 +17,7 @@ from pt_app.core.records import (
     JudgeExample,
     Label,
     Place,
+    RowError,
     as_name,
     checked,
     clipped,
@@ -90,11 +91,10 @@ def examples_of(
     declared = {question.name: question for question in questions}
     for label in labels:
         if label not in declared:
-            remedy = f"declared are {', '.join(declared)}"
-            raise place.error(f"labels.{label}", "there is no such question", remedy)
+            raise unknown_question(label, declared, place)
     for question in questions:
         if (cell := labels.get(question.name)) is not None:
-            update = {"question": question, **_label(cell, question, place)}
+            update = {"question": question, **label_of(cell, question, place)}
             yield bare.model_copy(update=update)
 
 
@@ -124,8 +124,18 @@ def state_example(value: Cells, place: Place, fields: Sequence[str], name: str) 
     )
 
 
-def _label(cell: object, question: Question, place: Place) -> dict[str, object]:
-    """Return label, shares and annotators of a cell: a value, votes, or annotators."""
+def unknown_question(name: str, declared: Iterable[str], place: Place) -> RowError:
+    """Return the error of a label of a question that is not declared."""
+    remedy = f"declared are {', '.join(declared)}"
+    return place.error(f"labels.{name}", "there is no such question", remedy)
+
+
+def label_of(cell: object, question: Question, place: Place) -> dict[str, object]:
+    """Return label, shares and annotators of a cell: a value, votes, or annotators.
+
+    Raises:
+        RowError: for a cell that is none of these.
+    """
     at = f"labels.{question.name}"
     if not isinstance(cell, Mapping):
         return {"label": Label(verdict=verdict_of(cell, question, place, at))}

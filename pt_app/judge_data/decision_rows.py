@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from math import isfinite
 
 from pt_app.core.errors import UserError
@@ -19,7 +20,19 @@ from pt_app.judge_data.reading.tables import Rows, Table
 from pt_app.judge_data.rows import Row, is_empty
 
 TYPES = {"noul": "bool", "choice": "choice", "score": "score"}
+FIRST = 200  # rows that are read to recognise a format
 FIELD = "state"  # of a state that is no object, or whose fields differ by row
+
+
+def format_of(table: Table) -> str:
+    """Return the name of the format whose labels one of the first rows has; "" if none has any."""
+    for _, row in islice(table.rows(), FIRST):
+        asked = row.get("questions")
+        if "state" in row and isinstance(asked, Mapping):
+            for name, label in LABELS.items():
+                if any(label(row, question) is not None for question in asked):
+                    return name
+    return ""
 
 
 def as_dataset(
@@ -156,7 +169,7 @@ def _laya(value: Row, name: str) -> object:
 
 
 def _kev(value: Row, name: str) -> object:
-    return value["questions"][name].get("label")
+    return _in(value["questions"], name, "label")
 
 
 def _nemo(value: Row, name: str) -> object:

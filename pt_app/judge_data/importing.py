@@ -48,6 +48,7 @@ class Tally:
         answers: Answers of annotators that do not count as labels.
         decisions: What was decided about the cells of labels.
         ungrouped: Kept rows whose group is empty.
+        meant: Labels of several questions to which --labels gave a meaning.
     """
 
     drop_bad: bool = False
@@ -57,17 +58,24 @@ class Tally:
     answers: Reasons = field(default_factory=Reasons)
     decisions: list[str] = field(default_factory=list)
     ungrouped: int = 0
+    meant: set[str] = field(default_factory=set)
 
     @property
     def read(self) -> int:
         """The rows of the files."""
         return self.kept + self.dropped.counts.total()
 
+    @property
+    def bad(self) -> bool:
+        """Whether something has been left out that is an error without `drop_bad`."""
+        return bool(self.dropped.first or self.answers.first)
+
     def refuse(self, error: RowError, rows: int = 1) -> None:
         """Count rows that cannot be used; raise their error unless `drop_bad`."""
         if not self.drop_bad:
             hint = "; `judge init FILE` proposes a scale" if error.field == "label.verdict" else ""
-            raise RowError(f"{error}{hint}, or leave such rows out with --drop_bad", error.field)
+            what = "labels" if error.field.startswith("labels.") else "rows"
+            raise RowError(f"{error}{hint}, or leave such {what} out with --drop_bad", error.field)
         self.dropped.add(f"{error.field or 'the row'} cannot be used", str(error), rows)
 
     def about(self, files: Sequence[str], format: str, options: ImportOptions) -> Row:

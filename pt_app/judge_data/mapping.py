@@ -203,32 +203,24 @@ def _votes(
             continue
         if verdict is not None:
             votes.append(Vote(rater, verdict, place))
-    return counted(votes, bad, reader.left_out, reader.drop_bad)
+    return _counted(votes, bad, reader)
 
 
-def counted(
-    votes: Sequence[Vote],
-    bad: Sequence[RowError],
-    left_out: Reasons,
-    drop_bad: bool,
-    field: str = "label",
-) -> list[Vote]:
+def _counted(votes: Sequence[Vote], bad: Sequence[RowError], reader: LabelReader) -> list[Vote]:
     """Count each annotator of a row once, and with `drop_bad` leave out answers that are bad.
 
     Args:
         bad: The errors of answers that cannot be read.
-        left_out: Counts the answers that are left out.
-        field: Of the label, for messages.
 
     Raises:
         RowError: An answer cannot be read, unless `drop_bad` and another answer can; an annotator
             gave two different labels, unless `drop_bad`.
     """
-    kept = one_each(votes, left_out, drop_bad, field)
-    if bad and not (kept and drop_bad):
+    kept = one_each(votes, reader.left_out, reader.drop_bad)
+    if bad and not (kept and reader.drop_bad):
         raise bad[0]
     for problem in bad:
-        left_out.add("it cannot be read", str(problem))
+        reader.left_out.add("it cannot be read", str(problem))
     return kept
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pt_app.core.errors import UserError
 from pt_app.core.flags import flag
+from pt_app.core.settings import By
 from pt_app.core.verdicts import Task
 from pt_app.models.endpoint.options import RequestOptions
 
-By = Literal["group", "time", "row"]
 LexiconSize = Literal["full", "small"]
 Quoting = Literal["auto", "on", "off"]
 Decimal = Literal["", "point", "comma"]

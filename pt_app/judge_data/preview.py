@@ -40,9 +40,8 @@ def preview(
 
     Where the output has no colour, they are ⟦marked⟧, and control tokens ‹so›. Rows are those that
     training reads: pairs in both orders, and cut to `max_seq_length` tokens; `grid` as in training.
-    Escape sequences,
-    invisible characters and these marks within data are shown as \\u.... Raises UserError for rows
-    that cannot be read.
+    Escape sequences, invisible characters and these marks within data are shown as \\u.... Raises
+    UserError for rows that cannot be read.
     """
     if n < 1:
         raise UserError(f"-n {n} shows no row: ask for 1 or more")
@@ -58,19 +57,22 @@ def preview(
     read, shares = _as_read(rows, split)
     encoder = encoder_of(card, asked, model, max_seq_length, chat_template)
     # The rows of a group are cut alike, so all of them are encoded.
-    groups = {row.group for row in read[:n]}
+    names = dict.fromkeys(row.id for row in read)  # a row of questions has several answers
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    chosen = {at: row for at, row in enumerate(read) if numbers[row.id] <= n}
+    groups = {row.group for row in chosen.values()}
     together = [at for at, row in enumerate(read) if row.group in groups]
     encoded = dict(zip(together, encoder.fit([read[at] for at in together])[0], strict=True))
     console = Console(highlight=False)
     marked = console.color_system is None or console.no_color
-    names = ("⟦supervised⟧", "‹control token›") if marked else ("supervised", "control")
-    supervised, control = zip(names, (SUPERVISED, CONTROL), strict=True)
+    words = ("⟦supervised⟧", "‹control token›") if marked else ("supervised", "control")
+    supervised, control = zip(words, (SUPERVISED, CONTROL), strict=True)
     legend = Text.assemble(supervised, ", ", control, "; the rest is read, not learned")
     console.print(legend, soft_wrap=True)
     if why:
         console.print(why, markup=False, soft_wrap=True)
-    for at, row in enumerate(read[:n]):
-        name = f"\nrow {at + 1} of {len(read)}, {' '.join(_shown(row.id).split())}"
+    for at, row in chosen.items():
+        name = f"\nrow {numbers[row.id]} of {len(names)}, {' '.join(_shown(row.id).split())}"
         name += f", {row.asks}" if row.asks else ""
         name += f", share {shares[at]:.2g}" if shares[at] < 1 else ""
         console.print(_heading(name, row, encoded[at], encoder), soft_wrap=True)

@@ -26,7 +26,7 @@ from pt_app.core.prompt_templates import Template
 from pt_app.core.records import JudgeExample, Place, RowError, checked, one_line
 from pt_app.core.state_rows import RESERVED, examples_of
 from pt_app.core.yaml_files import EachOnce
-from pt_app.judge_data.decision_rows import as_dataset
+from pt_app.judge_data.decision_rows import LABELS, as_dataset
 from pt_app.judge_data.folder import FILES, TEMPLATE, build_folder
 from pt_app.judge_data.importing import Tally
 from pt_app.judge_data.mapping import (
@@ -76,7 +76,7 @@ def import_questions(
     template.check_asks()
     names, examples = converted(tables, card, options, tally)
     if not examples:
-        raise UserError(f"no row of {', '.join(files)} has a label: name its columns with --map")
+        raise UserError(f"no row of {', '.join(files)} {_nothing(options, tally)}")
     read = [table.name for table in tables]
     about: Row = {"origin": options.origin or f"imported: {', '.join(read)}"}
     about |= {"licence": options.licence or "not stated", "label_rule": RULE}
@@ -88,16 +88,42 @@ def import_questions(
     folder = build_folder(out, examples, card | about, plan, append)
     if custom and not adding:
         template.save(out / TEMPLATE)
-    labelled = {example.asks for example in examples}
-    bare = [
-        f"warning: no row has a label for {name}: name its column (--map {name}=COLUMN), append "
-        "rows that have one, or leave the question out"
-        for name in names
-        if name not in labelled
-    ]
+    labelled = {row.asks for rows in folder.splits.values() for row in rows}
+    bare = [_bare(name, options, adding) for name in names if name not in labelled]
     notes = [f"{table.name}: {', '.join(table.notes)}" for table in tables if table.notes]
     notes.append(f"questions: {', '.join(names)}")
-    return [*notes, *tally.lines(), *bare, *folder.lines()]
+    return [*notes, *tally.lines(), *_unused(options, tally), *bare, *folder.lines()]
+
+
+def _nothing(options: ImportOptions, tally: Tally) -> str:
+    """Say why no row of the files has become one of the dataset, and what helps."""
+    if tally.answers.counts or tally.dropped.counts.keys() - {"no label"}:
+        reasons = "; ".join(tally.lines()[1:])
+        return f"can be used: {' '.join(reasons.split())}"
+    if options.questions:
+        return "has a label: name its columns with --map"
+    return f"has a label: name the format that its labels have: {', '.join(LABELS)}"
+
+
+def _bare(name: str, options: ImportOptions, adding: bool) -> str:
+    """Warn of a question that no row of the folder has a label for."""
+    remedies = [f"name its column (--map {name}=COLUMN)"] if options.questions else []
+    remedies.append("append rows that have one")
+    if not adding:  # rows that are added have the questions of the folder
+        remedies.append(f"leave the question out{'' if options.questions else ' of the file'}")
+    *others, last = remedies
+    listed = f"{', '.join(others)}, or {last}" if others else last
+    return f"warning: no row has a label for {name}: {listed}"
+
+
+def _unused(options: ImportOptions, tally: Tally) -> list[str]:
+    """Warn of what --labels says of values that no label needs."""
+    return [
+        f"warning: --labels {label}={meaning} has no effect: no cell says so, or the questions "
+        "with such cells declare it themselves"
+        for label, meaning in pairs(options.labels, "--labels").items()
+        if label not in tally.meant
+    ]
 
 
 def _refuse_others(options: ImportOptions) -> None:
@@ -144,9 +170,7 @@ def converted(
     for table in tables:
         prefix = options.prefix or shown(Path(table.name).stem)
         columns = StateMap.of(table, options.map, typed.state, names)
-        reader = QuestionReader.of(
-            table, columns.columns, asked, options, tally, by_rater=columns.by_rater
-        )
+        reader = QuestionReader.of(table, columns.columns, asked, options, tally)
         rows = _rows(table, columns, options, reader)
         for place, row, count in _merged(rows, columns, reader):
             try:

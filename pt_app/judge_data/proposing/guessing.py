@@ -167,7 +167,7 @@ def _first_text(columns: Columns) -> Names:
 
 def _of_roles(columns: Columns) -> set[str]:
     """Return the columns that say by name which row it is, and where it comes from."""
-    roles = ("id", "group", "rater", "system", "document")
+    roles = ("id", "group", "rater", "system", "document", "time")
     return {name for role in roles for name in _exactly(role, columns)}
 
 

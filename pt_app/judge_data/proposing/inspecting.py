@@ -9,22 +9,25 @@ from itertools import islice, product
 from pathlib import Path
 from random import Random
 
-from pt_app.core.dataset import DatasetCard
+from pt_app.core.dataset import DatasetCard, card_asks
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, write_text_atomic
+from pt_app.core.questions import questions_in
 from pt_app.core.records import JudgeExample, example_of
 from pt_app.core.verdicts import Scale
 from pt_app.judge_data import formats
+from pt_app.judge_data.decision_rows import as_dataset, format_of
 from pt_app.judge_data.formats import Format
 from pt_app.judge_data.importing import Job, Tally, examples_of, has_own_shape
 from pt_app.judge_data.labels import key_of
 from pt_app.judge_data.mapping import ColumnMap
-from pt_app.judge_data.options import FormatOptions, Reading
+from pt_app.judge_data.options import FormatOptions, ImportOptions, Reading
 from pt_app.judge_data.preview import encoder_of
 from pt_app.judge_data.proposing import guessing
 from pt_app.judge_data.proposing.columns import Column, columns_of
 from pt_app.judge_data.proposing.proposal import Lengths, Proposal, escaped
 from pt_app.judge_data.proposing.questions import propose_questions
+from pt_app.judge_data.question_import import converted
 from pt_app.judge_data.reading.files import is_archive
 from pt_app.judge_data.reading.tables import Table, open_table
 
@@ -62,27 +65,25 @@ def inspect(
     reading = reading or Reading()
     table, fmt = _open(file, reading)
     columns, rows = columns_of(table)
-    if fmt:
-        choice = _of_format(fmt)
-    elif name := _own_scale(table, columns):
-        choice = _of_own_shape(name, columns)
+    tally, asked = Tally(drop_bad=True), None
+    if name := "" if fmt else format_of(table):
+        if questions:
+            raise UserError(f"{file}: its rows declare their questions: leave out --questions")
+        choice, card, examples = _of_decisions(name, table, tally)
     else:
-        choice = _of_columns(columns)
-    tally = Tally(drop_bad=True)
-    # Without one of the fields no row can be made.
-    made = () if choice.missing else examples_of(table, choice.job, tally)
-    examples = [example for example, _ in made]
-    asked = propose_questions(table, columns, choice.job.map.columns, reading)
-    if questions and asked is None:
-        problem = "has no two columns of labels, beside a text, that can be imported as questions"
-        raise UserError(f"{file} {problem}: leave out --questions")
+        choice, card, examples = _of_one_scale(table, fmt, columns, tally)
+        try:
+            asked = propose_questions(table, columns, choice.job.map.columns, reading)
+        except UserError as error:
+            if questions:
+                problem = f"{file} gives no questions: {error}, or leave out --questions"
+                raise UserError(problem) from error
     if rubric and choice.rubric:
         write_text_atomic(rubric, choice.rubric + "\n")
     if questions and asked:
         write_text_atomic(questions, asked.text)
     flags = [*choice.flags, *reading.flags()]
-    if tally.dropped.first:  # only rows that cannot be used have a first problem
-        flags.append("--drop_bad")
+    flags += ["--drop_bad"] * tally.bad
     return replace(
         choice,
         flags=flags,
@@ -94,7 +95,7 @@ def inspect(
         rubric_path=rubric,
         questions=asked,
         questions_path=questions,
-        lengths=_lengths(examples, choice, model) if examples else None,
+        lengths=_lengths(examples, card, model) if examples else None,
         out=_free_name(file),
     )
 
@@ -171,6 +172,45 @@ def _scales_of(verdicts: Column, tops: Iterable[str]) -> Iterator[str]:
 # --- the flags of import ---
 
 
+def _of_one_scale(
+    table: Table, fmt: Format | None, columns: Mapping[str, Column], tally: Tally
+) -> tuple[Proposal, DatasetCard, list[JudgeExample]]:
+    """Take one label of each row; return also the dataset that the rows become, and these."""
+    if fmt:
+        choice = _of_format(fmt)
+    elif name := _own_scale(table, columns):
+        choice = _of_own_shape(name, columns)
+    else:
+        choice = _of_columns(columns)
+    # Without one of the fields no row can be made.
+    made = () if choice.missing else examples_of(table, choice.job, tally)
+    scale, rubric = choice.job.scale, fmt.rubric if fmt else ""  # a stub is not complete
+    about = {"task": scale.task, "scale": scale.name, "template": choice.template}
+    card = DatasetCard.model_validate(about | {"rubric": rubric or None})
+    return choice, card, [example for example, _ in made]
+
+
+def _of_decisions(
+    name: str, table: Table, tally: Tally
+) -> tuple[Proposal, DatasetCard, list[JudgeExample]]:
+    """Take rows of a decision model, which declare their questions, as `_of_one_scale` does others.
+
+    Raises:
+        UserError: no dataset can have these questions.
+    """
+    raw, tables = as_dataset([table], name, tally.refuse)
+    _, examples = converted(tables, raw, ImportOptions(format=name), tally)
+    card = DatasetCard.model_validate(raw)
+    asked = questions_in(card_asks(card, Path(table.name)))
+    listed = ", ".join(
+        f"{one.name} ({one.scale.name if one.type == 'score' else one.type})" for one in asked
+    )
+    about = f"{name}: rows of a decision model, which declare {listed}"
+    job = Job(Scale.from_name("0-10"))  # shown nowhere: each question has its own
+    flags = ("--format", name)
+    return Proposal(flags, {"decisions": about}, job, card.template, ""), card, examples
+
+
 def _of_format(fmt: Format) -> Proposal:
     return Proposal(
         flags=("--format", fmt.name),
@@ -238,14 +278,12 @@ def _of_columns(columns: Mapping[str, Column]) -> Proposal:
 # --- the rows of it ---
 
 
-def _lengths(examples: Sequence[JudgeExample], choice: Proposal, model: str) -> Lengths:
-    """Count the tokens of prompt and answer, as the proposed template lays them out.
+def _lengths(examples: Sequence[JudgeExample], card: DatasetCard, model: str) -> Lengths:
+    """Count the tokens of prompt and answer, as the template of the dataset lays them out.
 
     A random draw is counted, and the examples of the most characters besides.
     """
-    rubric = choice.job.format.rubric if choice.job.format else ""  # a stub is not complete
-    card = DatasetCard(template=choice.template, rubric=rubric or None)
-    encoder = encoder_of(card, choice.job.scale, model, UNCUT)
+    encoder = encoder_of(card, card_asks(card, Path("dataset.json")), model, UNCUT)
     drawn = Random(0).sample(examples, min(DRAWN, len(examples)))
     longest = nlargest(LONGEST, examples, key=_characters)
     tokens = [len(prompt.input_ids) for prompt in encoder.encode([*drawn, *longest])[0]]

@@ -20,8 +20,8 @@ from pt_app.judge_data.proposing.columns import MAX_CHOICES, Column
 from pt_app.judge_data.proposing.guessing import NAMES, Names, guess_labels, typable, words_of
 from pt_app.judge_data.proposing.proposal import escaped
 from pt_app.judge_data.question_import import converted, declared
+from pt_app.judge_data.question_labels import unreadable
 from pt_app.judge_data.reading.tables import Table
-from pt_app.judge_data.rows import find, is_empty, parsed
 
 Columns = Mapping[str, Column]
 # The fields of --map that are asked about; what is judged is last.
@@ -43,16 +43,18 @@ class Questions:
         asked: each question in a few words.
         text: the file.
         flags: of the import, beside the file of questions.
+        left_out: columns that seem to be labels and are no questions, each with the reason.
     """
 
     asked: Sequence[str]
     text: str
     flags: Sequence[str]
+    left_out: Sequence[str]
 
 
 def propose_questions(
     table: Table, columns: Columns, guessed: Mapping[str, Names], reading: Reading
-) -> Questions | None:
+) -> Questions:
     """Propose a question for each column of labels, about the columns of texts.
 
     The rows are converted as an import would do it, so that what is proposed can be imported.
@@ -63,38 +65,68 @@ def propose_questions(
         guessed: the columns of each field of --map; none for a file of a known shape.
         reading: how the file is read.
 
-    Returns:
-        The proposal; None if there are fewer than two questions, or no row can be used.
+    Raises:
+        UserError: there are fewer than two questions, or the rows cannot be imported.
     """
     fields = [name for target in (*STATE, *CANDIDATES) for name in guessed.get(target, ())]
-    if not fields:
-        return None
     taken = {*ROLES, *RESERVED}
-    state = _named(fields, table.columns, taken)
+    state = {name: [own] for name, own in _named(fields, table.columns, taken).items()}
     labels = _labels(columns, guessed)
     names = _named(labels, filter(NAME.fullmatch, table.columns), taken)
-    paths = {name: [column.name for column in labels[key]] for name, key in names.items()}
-    asked = {name: own for name, key in names.items() if (own := _question(name, labels[key]))}
-    for name in _unreadable(table, asked, paths):
-        del asked[name]
-    if len(asked) < 2:
-        return None
-    paths = {name: [column] for name, column in state.items()} | {n: paths[n] for n in asked}
+    asked, paths, left_out = dict[str, Any](), dict[str, list[str]](), dict[str, str]()
+    for name, key in names.items():
+        paths[name] = [column.name for column in labels[key]]
+        try:
+            asked[name] = _question(name, labels[key])
+        except UserError as error:
+            left_out[name] = str(error)
+    roles = {role: [*guessed[role]] for role in ROLES if role in guessed}
+    while state and len(asked) > 1:
+        own = state | roles | {name: paths[name] for name in asked}
+        text, flags, tally = _imported(table, list(state), asked, own, reading)
+        reasons = {name: tally.answers.first.get(unreadable(name)) for name in asked}
+        bad = {name: reason for name, reason in reasons.items() if reason}
+        left_out |= bad
+        if not bad:
+            words = [f"{name} ({own.get('scale', own['type'])})" for name, own in asked.items()]
+            return Questions(words, text, flags, _each(left_out))
+        asked = {name: own for name, own in asked.items() if name not in bad}
+    left = f"; left out: {', '.join(_each(left_out))}" if left_out else ""
+    problem = "it has no two columns of labels, beside a text, that can be imported as questions"
+    raise UserError(f"{problem}{left}: add one")
+
+
+def _imported(
+    table: Table,
+    state: Sequence[str],
+    asked: Mapping[str, Any],
+    paths: Mapping[str, Sequence[str]],
+    reading: Reading,
+) -> tuple[str, list[str], Tally]:
+    """Import the rows in memory.
+
+    Returns:
+        The file of questions, the flags of the import, and what became of the rows.
+
+    Raises:
+        UserError: they cannot be imported.
+    """
     renamed = {name: "+".join(map(escaped, own)) for name, own in paths.items() if own != [name]}
     mapped = ",".join(f"{escaped(name)}={own}" for name, own in renamed.items())
-    content = {"state": list(state), "questions": asked}
+    content = {"state": list(state), "questions": dict(asked)}
     text = HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
     options = ImportOptions(questions=Path("questions.yaml"), map=(mapped,), reading=reading)
     tally = Tally(drop_bad=True)
-    try:
-        _, examples = converted([table], declared(text, Path("questions.yaml")), options, tally)
-        check_ids(examples)
-    except UserError:
-        return None
+    _, examples = converted([table], declared(text, Path("questions.yaml")), options, tally)
+    check_ids(examples)
+    if not examples:
+        raise UserError(f"no row can be used: {'; '.join(map(str.strip, tally.lines()[1:]))}")
     flags = [*(["--map", mapped] if mapped else []), *reading.flags()]
-    flags += ["--drop_bad"] if tally.dropped.first else []
-    words = [f"{name} ({own.get('scale', own['type'])})" for name, own in asked.items()]
-    return Questions(words, text, flags) if examples else None
+    return text, flags + ["--drop_bad"] * tally.bad, tally
+
+
+def _each(left_out: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in left_out.items()]
 
 
 def _named(columns: Iterable[str], kept: Iterable[str], taken: set[str]) -> dict[str, str]:
@@ -126,35 +158,21 @@ def _labels(columns: Columns, guessed: Mapping[str, Names]) -> dict[str, list[Co
     return labels
 
 
-def _question(name: str, columns: Sequence[Column]) -> dict[str, Any] | None:
-    """Declare the question whose labels are in columns; None if it cannot be declared."""
+def _question(name: str, columns: Sequence[Column]) -> dict[str, Any]:
+    """Declare the question whose labels are in columns; raises UserError where it cannot be."""
     values = list(dict.fromkeys(value.strip() for column in columns for value in column.values))
     numbers = {number for column in columns for number in column.numbers}
     own: dict[str, Any] = {"type": "choice", "options": values}
     if {value.casefold() for value in values} in ({"true", "false"}, {"yes", "no"}):
         own = {"type": "bool"}
     elif all(column.kind == "number" for column in columns):
-        own = {"type": "score", "scale": guess_labels(columns, pair=False).scale}
+        guessed = guess_labels(columns, pair=False)
+        if not guessed.scale:
+            raise UserError(guessed.remark)
+        own = {"type": "score", "scale": guessed.scale}
         if numbers == {0, 1}:  # as labels of a bool they would be refused
             own |= {"scale": "0-1", "legend": {"0": "no", "1": "yes"}}
     words = ASKED["bool" if "legend" in own else own["type"]].format(name.replace("_", " "))
     own = {"type": own["type"], "instructions": words, **own}
-    try:
-        Question.of(name, Declared.model_validate(own), name)
-    except UserError:
-        return None
+    Question.of(name, Declared.model_validate(own), name)
     return own
-
-
-def _unreadable(
-    table: Table, asked: Mapping[str, Any], paths: Mapping[str, Sequence[str]]
-) -> set[str]:
-    """Return the questions with a cell that is no label of theirs: a list, a decimal comma."""
-    questions = [Question.of(n, Declared.model_validate(own), n) for n, own in asked.items()]
-    return {
-        question.name
-        for _, row in table.rows()
-        for question in questions
-        for cell in (parsed(find(row, path)) for path in paths[question.name])
-        if not is_empty(cell) and question.verdict(cell) is None
-    }
