@@ -312,7 +312,7 @@ def test_any_text_is_kept_to_the_letter_or_refused(
         ),
         ("1.5", [*MAP, "--scale", "1-5"], "off the scale 1-5"),
         ("{i}", [*MAP, "--scale", "5-1"], "whose steps lead"),
-        ("{i}", [*MAP, "--task", "pairwise", "--scale", "0-10"], "differ"),
+        ("{i}", [*MAP, "--task", "pairwise", "--scale", "0-10"], "does not fit"),
         ("{i}", [*MAP, "--template", "nobodys"], "template nobodys is neither"),
         ("{i}", [*MAP, "--ratios", "1,2"], "write three numbers"),
         ("{i}", [*MAP, "--only", "nowhere=1"], r"has no column nowhere \(--only nowhere=1\)"),
