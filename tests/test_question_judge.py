@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import threading
 import time
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -166,6 +168,12 @@ def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
         (STATE, {}, "there is no question: declare one or more"),
         (None, None, "a state maps fields to texts, and this is a NoneType: give ticket, reply"),
         ([STATE], None, "a state maps fields to texts, and this is a list"),
+        ({**STATE, "reply": math.nan}, None, "field reply: the row has none"),
+        ({**STATE, "reply": np.float32("nan")}, None, "field reply: the row has none"),
+        ({**STATE, "reply": math.inf}, None, "field reply: it is no text"),
+        ({**STATE, "reply": {"lines": [math.nan]}}, None, "field reply: it is no text"),
+        (STATE, 5, "questions: a value of type int names none: give names"),
+        (STATE, True, "questions: a value of type bool names none: give"),
         ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),
     ],
 )
@@ -174,6 +182,12 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=problem):
         judge.ask(state, questions)
+
+
+@pytest.mark.parametrize("states", [5, None, "a text", STATE])
+def test_what_is_no_list_of_states_is_refused(judge: Judge, states: Any) -> None:
+    with pytest.raises(UserError, match="states: give a list of them, not a "):
+        judge.ask_all(states)
 
 
 def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
@@ -189,6 +203,8 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     (score,), answer = one.score([STATE]), one.ask(STATE)["quality"]
     assert score.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
     assert (score.verdict, score.abstain) == (answer.verdict, answer.abstain)
+    (bad,) = one.score([{**STATE, "reply": math.nan}])
+    assert (bad.status, "field reply: the row has none" in (bad.problem or "")) == ("bad_row", True)
     found = attack(single, folder, base=str(base), rows=2, names=["empty", "asked alone"])
     assert list(found) == ["quality"]
     options = EvalOptions(base=str(base), probe_rows=0)
