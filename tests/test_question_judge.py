@@ -277,6 +277,16 @@ def test_commands_of_one_scale_refuse_several_questions_in_a_line(
         judge.score([make_row("test", 0)])
 
 
+@pytest.mark.parametrize("line", ["", json.dumps(STATE)])
+def test_trying_a_judge_of_several_questions_is_refused_before_a_row_is_read(
+    line: str, adapter: Path, base: Path
+) -> None:
+    words = ["try", str(adapter), f"--base={base}"]
+    done = CliRunner().invoke(app, words, input=line)
+    assert done.exit_code
+    assert "this takes one question, and there are 4" in f"{done.output} {done.exception}"
+
+
 def test_a_judge_is_attacked_question_by_question(adapter: Path, base: Path, folder: Path) -> None:
     words = ["attack", f"--adapter={adapter}", f"--data={folder}", f"--base={base}", "--rows=4"]
     done = CliRunner().invoke(app, words)
