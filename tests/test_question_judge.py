@@ -512,7 +512,15 @@ def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: 
         status, content, _ = strict.ask(
             "POST", "/v1/systemone", {"state": STATE, "questions": asked}
         )
-    assert (status, b"own questions alone: Does the reply apologise?" in content) == (422, True)
+    assert (status, b"questions.q: this judge answers its own questions alone" in content) == (422, True)
+    assert json.loads(content)["detail"][0]["loc"] == ["body", "questions", "q"]
+
+
+# A question that is known, and one without words.
+TEXT = json.dumps(STATE)
+BLANK = {**OWN, "z": {"type": "noul", "instructions": " "}}
+LIST = [{"type": "predicate", "name": name, "instructions": name.strip()} for name in ("p", " ")]
+WHERE = "questions.1.instructions: they are empty"
 
 
 @pytest.mark.parametrize(
@@ -520,12 +528,14 @@ def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: 
     [
         ("systemone", {"state": {"ticket": "x"}, "questions": OWN}, 422, "field reply"),
         ("systemone", {"state": "x", "questions": OWN}, 422, "field ticket"),
-        ("systemone", {"state": STATE, "questions": {"q": {"type": "noul"}}}, 422, "are empty"),
+        ("systemone", {"state": STATE, "questions": BLANK}, 422, "questions.z.instructions: they"),
+        ("decisions", {"input": TEXT, "questions": BLANK}, 422, "questions.z.instructions: they"),
+        ("decisions", {"model": "jev-latest", "input": TEXT, "questions": LIST}, 422, WHERE),
         (
             "systemone",
             {"state": {**STATE, "reply": "cup " * 2000}, "questions": OWN},
             413,
-            "shorten them",
+            "questions.a: state and question take more",
         ),
         ("judgements", {"rows": [STATE]}, 422, "ask them at /v1/systemone"),
     ],
@@ -534,7 +544,11 @@ def test_what_a_server_of_questions_cannot_answer_is_a_typed_error(
     path: str, body: Any, status: int, said: str, running: Any
 ) -> None:
     found, content, _ = running.ask("POST", f"/v1/{path}", body)
-    assert (found, said in json.loads(content)["error"]["message"]) == (status, True), content
+    answer = json.loads(content)
+    assert (found, said in answer["error"]["message"]) == (status, True), content
+    if said.startswith("questions.") and status == 422:
+        (detail,) = answer["detail"]
+        assert detail["loc"] == ["body", "questions", 1 if said == WHERE else "z"]
 
 
 def test_a_served_request_that_fails_does_not_fail_those_beside_it(
