@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -521,6 +522,31 @@ TEXT = json.dumps(STATE)
 BLANK = {**OWN, "z": {"type": "noul", "instructions": " "}}
 LIST = [{"type": "predicate", "name": name, "instructions": name.strip()} for name in ("p", " ")]
 WHERE = "questions.1.instructions: they are empty"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ("[1]", "[1]"),
+        ('{"reply": "inner", "a": 1}', '{"reply": "inner", "a": 1}'),
+        ('{"reply": "inner"}', "inner"),  # as wires without objects write a row
+        ('inputs: {"reply": "inner"}', "inner"),
+        (json.dumps({"reply": '{"reply": "inner"}'}), '{"reply": "inner"}'),
+        ({"reply": '{"reply": "inner"}'}, '{"reply": "inner"}'),
+    ],
+)
+def test_a_text_of_a_judge_with_one_field_is_read_as_it_is_though_it_be_json(
+    state: Any, text: str, judge: Judge, running: Any
+) -> None:
+    info = replace(judge.info, state=("reply",))
+    one = Judge(judge.model, info, judge.encoder)
+    own = one.ask(text, ["quality"])["quality"]
+    body = {"model": "jev-latest", "questions": {"q": OWN["c"]}}
+    with type(running)(one) as server:
+        for path, field in (("systemone", "state"), ("decisions", "input")):
+            answer = server.post(f"/v1/{path}", {**body, field: state})["answers"]["q"]
+            assert answer["probabilities"] == pytest.approx(own.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,9 @@ def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict:
         words = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
         raise _refused(question, f"this judge answers its own questions alone: {words}")
     row, fields = _fields_of(state), judge.info.state
-    if row is None and isinstance(state, str) and len(fields) == 1:
+    # A text is that of the one field, JSON or not, but for an object of this field alone: on some
+    # wires an object can only be written as text.
+    if isinstance(state, str) and len(fields) == 1 and set(row or ()) != {*fields}:
         row = {fields[0]: state}
     try:
         example = state_example(row or {}, STATE, fields, "state")
