@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is re
     from pt_app.scoring.verdict_trie import VerdictTrie
 
 ROWS = Place(Path("rows"), 0, lines=False)
+STATUSES = ("ok", "parse_failure", "too_long")  # of an answer, the worst last
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
 Row = Mapping[str, object]
 Declaration = Declared | Mapping[str, object]
@@ -446,6 +447,11 @@ def row_id(row: object, place: Place) -> str:
     """Return the id of a row that cannot be judged, or its number."""
     name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
     return name if isinstance(name, str) and is_unicode(name) and name else place.where
+
+
+def status_of(answers: Mapping[str, Answer]) -> str:
+    """Return the status of a row that has several answers: the worst of theirs."""
+    return max((answer.status for answer in answers.values()), key=STATUSES.index)
 
 
 def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from peft import PeftModel
@@ -23,7 +24,9 @@ from pt_app.attack.run import attack
 from pt_app.cli import app
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.questions import Declared, Question
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
+from pt_app.eval_model import score_file as score_command
 from pt_app.eval_model.combining import combine_questions
 from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
 from pt_app.eval_model.evaluation import Scoring
@@ -404,15 +407,15 @@ def test_a_file_gets_a_set_of_columns_for_each_question(
         {"id": "b", "text": "One cup is broken."},
         {"id": "c", "text": "x", "reply": "cup " * 2000},
     ]
+    # Of several statuses the worst is the row's: a judge of few steps may leave the verdicts.
+    own = [answer.status for answer in judge.ask(STATE).values()]
+    worst = "parse_failure" if "parse_failure" in own else "ok"
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = ScoreOptions(base=str(base), map=("ticket=text",))
-    # A judge of few steps may leave the verdicts: of several statuses the first is the row's.
-    own = [answer.status for answer in judge.ask(STATE).values()]
-    first = next((status for status in own if status != "ok"), "ok")
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / f"out.{ending}"
         counts = score_file(adapter, str(tmp_path / "rows.jsonl"), out, options)
-        assert counts == {first: 1, "bad_row": 1, "too_long": 1}
+        assert counts == {worst: 1, "bad_row": 1, "too_long": 1}
     judged = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for name, answer in judge.ask(STATE).items():
         assert judged[0][f"{name}.value"] == answer.value
@@ -423,6 +426,38 @@ def test_a_file_gets_a_set_of_columns_for_each_question(
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         first = next(csv.DictReader(file))
     assert first["offer.value"] == judged[0]["offer.value"]
+    assert first["apologises.value"] == str(judged[0]["apologises.value"]).lower()
+    assert first["apologises.value"] in json.loads(first["apologises.probabilities"])
+    assert first["offer.abstain"] in ("true", "false", "")
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    for line, row in zip(judged, table.to_pylist(), strict=True):
+        for name in QUESTIONS:
+            assert row[f"{name}.value"] == line.get(f"{name}.value")
+            assert type(row[f"{name}.value"]) is type(line.get(f"{name}.value"))
+    assert str(table.schema.field("overall.value").type) == "int64"
+
+
+def test_scores_of_decimals_are_numbers_in_a_table(tmp_path: Path) -> None:
+    declared: Any = {"type": "score", "instructions": "How good?", "scale": "0-1:0.5"}
+    asked = (Question.of("a.value", Declared.model_validate(declared), "here"),)
+    rows = [{"id": "1", "a.value.value": 0.5}, {"id": "2", "a.value.value": None}]
+    score_command._write(tmp_path / "out.parquet", rows, ["id", "a.value.value"], asked)
+    column = pyarrow.parquet.read_table(tmp_path / "out.parquet").column("a.value.value")
+    assert (str(column.type), column.to_pylist()) == ("double", [0.5, None])
+
+
+def test_a_row_that_is_too_long_for_one_of_its_questions_is_counted_so(
+    adapter: Path, base: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = iter(["parse_failure", "too_long", "ok", "ok"])
+    answers = {n: replace(a, status=next(statuses)) for n, a in judge.ask(STATE).items()}
+    monkeypatch.setattr(Judge, "answer", lambda *_, **__: [answers])
+    (tmp_path / "rows.jsonl").write_text(json.dumps(STATE))
+    words = ["score", f"--adapter={adapter}", f"--base={base}"]
+    words += [f"--input={tmp_path}/rows.jsonl", f"--output={tmp_path}/out.jsonl"]
+    done = CliRunner().invoke(app, words)
+    assert "out.jsonl: 1 rows: 1 too_long" in done.output
+    assert "the status of a row is the worst of its answers'" in done.output
 
 
 def test_a_question_is_combined_of_the_others_and_compared_with_asking_it(
@@ -513,7 +548,10 @@ def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: 
         status, content, _ = strict.ask(
             "POST", "/v1/systemone", {"state": STATE, "questions": asked}
         )
-    assert (status, b"questions.q: this judge answers its own questions alone" in content) == (422, True)
+    assert (status, b"questions.q: this judge answers its own questions alone" in content) == (
+        422,
+        True,
+    )
     assert json.loads(content)["detail"][0]["loc"] == ["body", "questions", "q"]
 
 
