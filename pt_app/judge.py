@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # these import torch, which takes seconds: a wrong path is re
     from pt_app.scoring.verdict_trie import VerdictTrie
 
 ROWS = Place(Path("rows"), 0, lines=False)
+STATUSES = ("ok", "parse_failure", "too_long")  # of an answer, the worst last
 PROBLEM = "problem"  # the key of a placeholder for a row that could not be read
 Row = Mapping[str, object]
 Declaration = Declared | Mapping[str, object]
@@ -273,7 +274,13 @@ class Judge:
         """Answer the same questions about each of several states.
 
         An answer about a state that is too long says so by its status; else as `ask` does.
+
+        Raises:
+            UserError: as `ask`, and for one state in place of several.
         """
+        if isinstance(states, str | Mapping) or not isinstance(states, Iterable):
+            problem = f"give a list of them, not a {type(states).__name__}"
+            raise UserError(f"states: {problem}; ask() takes one")
         rows = [self._state(state, number) for number, state in enumerate(states, 1)]
         return self._answered(rows, self._asked(questions, strict), progress)
 
@@ -342,7 +349,11 @@ class Judge:
         if not own:
             raise UserError(f"{self.info.folder} has a scale and no questions: use score()")
         if not isinstance(questions, Mapping):
-            asked_for = [questions] if isinstance(questions, str) else list(questions or ())
+            if not isinstance(questions, Iterable | None):
+                problem = f"a value of type {type(questions).__name__} names none"
+                raise UserError(f"questions: {problem}: give names, or declarations by name")
+            names = () if questions is None else questions
+            asked_for = [names] if isinstance(names, str) else list(names)
             if not asked_for and questions is not None:
                 raise UserError("questions: there is none: name some, or leave it out for all")
             some = chosen(own, asked_for, f"{self.info.folder}")
@@ -350,9 +361,9 @@ class Judge:
         declared = {name: as_declared(name, words) for name, words in questions.items()}
         asked = {question.name: question for question in questions_of(declared, "questions")}
         if strict and (other := [name for name, q in asked.items() if not self.own(q)]):
-            names = ", ".join(question.name for question in own)
+            known = ", ".join(question.name for question in own)
             problem = "it is not one that the judge was trained on, to the word"
-            raise UserError(f"questions.{other[0]}: {problem}: those are {names}")
+            raise UserError(f"questions.{other[0]}: {problem}: those are {known}")
         return {name: self.own(question) or question for name, question in asked.items()}
 
     def own(self, question: Question) -> Question | None:
@@ -436,6 +447,11 @@ def row_id(row: object, place: Place) -> str:
     """Return the id of a row that cannot be judged, or its number."""
     name = as_name(row.get("id")) if isinstance(row, Mapping) else ""
     return name if isinstance(name, str) and is_unicode(name) and name else place.where
+
+
+def status_of(answers: Mapping[str, Answer]) -> str:
+    """Return the status of a row that has several answers: the worst of theirs."""
+    return max((answer.status for answer in answers.values()), key=STATUSES.index)
 
 
 def _on(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import math
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from peft import PeftModel
@@ -20,7 +24,9 @@ from pt_app.attack.run import attack
 from pt_app.cli import app
 from pt_app.core.dataset import read_dataset
 from pt_app.core.errors import UserError
+from pt_app.core.questions import Declared, Question
 from pt_app.core.results import Results, read_attacks, read_predictions, read_results
+from pt_app.eval_model import score_file as score_command
 from pt_app.eval_model.combining import combine_questions
 from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
 from pt_app.eval_model.evaluation import Scoring
@@ -166,6 +172,12 @@ def test_another_question_is_answered_but_not_relied_on(judge: Judge) -> None:
         (STATE, {}, "there is no question: declare one or more"),
         (None, None, "a state maps fields to texts, and this is a NoneType: give ticket, reply"),
         ([STATE], None, "a state maps fields to texts, and this is a list"),
+        ({**STATE, "reply": math.nan}, None, "field reply: the row has none"),
+        ({**STATE, "reply": np.float32("nan")}, None, "field reply: the row has none"),
+        ({**STATE, "reply": math.inf}, None, "field reply: it is no text"),
+        ({**STATE, "reply": {"lines": [math.nan]}}, None, "field reply: it is no text"),
+        (STATE, 5, "questions: a value of type int names none: give names"),
+        (STATE, True, "questions: a value of type bool names none: give"),
         ({**STATE, "reply": "cup " * 2000}, None, "question apologises: state and question take"),
     ],
 )
@@ -174,6 +186,12 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=problem):
         judge.ask(state, questions)
+
+
+@pytest.mark.parametrize("states", [5, None, "a text", STATE])
+def test_what_is_no_list_of_states_is_refused(judge: Judge, states: Any) -> None:
+    with pytest.raises(UserError, match="states: give a list of them, not a "):
+        judge.ask_all(states)
 
 
 def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
@@ -189,6 +207,8 @@ def test_a_judge_of_one_question_scores_rows_and_is_compared_on_it(
     (score,), answer = one.score([STATE]), one.ask(STATE)["quality"]
     assert score.probabilities == pytest.approx(answer.probabilities, abs=1e-5)
     assert (score.verdict, score.abstain) == (answer.verdict, answer.abstain)
+    (bad,) = one.score([{**STATE, "reply": math.nan}])
+    assert (bad.status, "field reply: the row has none" in (bad.problem or "")) == ("bad_row", True)
     found = attack(single, folder, base=str(base), rows=2, names=["empty", "asked alone"])
     assert list(found) == ["quality"]
     options = EvalOptions(base=str(base), probe_rows=0)
@@ -259,6 +279,16 @@ def test_commands_of_one_scale_refuse_several_questions_in_a_line(
 ) -> None:
     with pytest.raises(UserError, match="takes one question, and there are 4"):
         judge.score([make_row("test", 0)])
+
+
+@pytest.mark.parametrize("line", ["", json.dumps(STATE)])
+def test_trying_a_judge_of_several_questions_is_refused_before_a_row_is_read(
+    line: str, adapter: Path, base: Path
+) -> None:
+    words = ["try", str(adapter), f"--base={base}"]
+    done = CliRunner().invoke(app, words, input=line)
+    assert done.exit_code
+    assert "this takes one question, and there are 4" in f"{done.output} {done.exception}"
 
 
 def test_a_judge_is_attacked_question_by_question(adapter: Path, base: Path, folder: Path) -> None:
@@ -377,15 +407,15 @@ def test_a_file_gets_a_set_of_columns_for_each_question(
         {"id": "b", "text": "One cup is broken."},
         {"id": "c", "text": "x", "reply": "cup " * 2000},
     ]
+    # Of several statuses the worst is the row's: a judge of few steps may leave the verdicts.
+    own = [answer.status for answer in judge.ask(STATE).values()]
+    worst = "parse_failure" if "parse_failure" in own else "ok"
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     options = ScoreOptions(base=str(base), map=("ticket=text",))
-    # A judge of few steps may leave the verdicts: of several statuses the first is the row's.
-    own = [answer.status for answer in judge.ask(STATE).values()]
-    first = next((status for status in own if status != "ok"), "ok")
     for ending in ("jsonl", "csv", "parquet"):
         out = tmp_path / f"out.{ending}"
         counts = score_file(adapter, str(tmp_path / "rows.jsonl"), out, options)
-        assert counts == {first: 1, "bad_row": 1, "too_long": 1}
+        assert counts == {worst: 1, "bad_row": 1, "too_long": 1}
     judged = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for name, answer in judge.ask(STATE).items():
         assert judged[0][f"{name}.value"] == answer.value
@@ -396,6 +426,38 @@ def test_a_file_gets_a_set_of_columns_for_each_question(
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         first = next(csv.DictReader(file))
     assert first["offer.value"] == judged[0]["offer.value"]
+    assert first["apologises.value"] == str(judged[0]["apologises.value"]).lower()
+    assert first["apologises.value"] in json.loads(first["apologises.probabilities"])
+    assert first["offer.abstain"] in ("true", "false", "")
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    for line, row in zip(judged, table.to_pylist(), strict=True):
+        for name in QUESTIONS:
+            assert row[f"{name}.value"] == line.get(f"{name}.value")
+            assert type(row[f"{name}.value"]) is type(line.get(f"{name}.value"))
+    assert str(table.schema.field("overall.value").type) == "int64"
+
+
+def test_scores_of_decimals_are_numbers_in_a_table(tmp_path: Path) -> None:
+    declared: Any = {"type": "score", "instructions": "How good?", "scale": "0-1:0.5"}
+    asked = (Question.of("a.value", Declared.model_validate(declared), "here"),)
+    rows = [{"id": "1", "a.value.value": 0.5}, {"id": "2", "a.value.value": None}]
+    score_command._write(tmp_path / "out.parquet", rows, ["id", "a.value.value"], asked)
+    column = pyarrow.parquet.read_table(tmp_path / "out.parquet").column("a.value.value")
+    assert (str(column.type), column.to_pylist()) == ("double", [0.5, None])
+
+
+def test_a_row_that_is_too_long_for_one_of_its_questions_is_counted_so(
+    adapter: Path, base: Path, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = iter(["parse_failure", "too_long", "ok", "ok"])
+    answers = {n: replace(a, status=next(statuses)) for n, a in judge.ask(STATE).items()}
+    monkeypatch.setattr(Judge, "answer", lambda *_, **__: [answers])
+    (tmp_path / "rows.jsonl").write_text(json.dumps(STATE))
+    words = ["score", f"--adapter={adapter}", f"--base={base}"]
+    words += [f"--input={tmp_path}/rows.jsonl", f"--output={tmp_path}/out.jsonl"]
+    done = CliRunner().invoke(app, words)
+    assert "out.jsonl: 1 rows: 1 too_long" in done.output
+    assert "the status of a row is the worst of its answers'" in done.output
 
 
 def test_a_question_is_combined_of_the_others_and_compared_with_asking_it(
@@ -486,7 +548,43 @@ def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: 
         status, content, _ = strict.ask(
             "POST", "/v1/systemone", {"state": STATE, "questions": asked}
         )
-    assert (status, b"own questions alone: Does the reply apologise?" in content) == (422, True)
+    assert (status, b"questions.q: this judge answers its own questions alone" in content) == (
+        422,
+        True,
+    )
+    assert json.loads(content)["detail"][0]["loc"] == ["body", "questions", "q"]
+
+
+# A question that is known, and one without words.
+TEXT = json.dumps(STATE)
+BLANK = {**OWN, "z": {"type": "noul", "instructions": " "}}
+LIST = [{"type": "predicate", "name": name, "instructions": name.strip()} for name in ("p", " ")]
+WHERE = "questions.1.instructions: they are empty"
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ('{"a": 1}', '{"a": 1}'),
+        ("[1]", "[1]"),
+        ('{"reply": "inner", "a": 1}', '{"reply": "inner", "a": 1}'),
+        ('{"reply": "inner"}', "inner"),  # as wires without objects write a row
+        ('inputs: {"reply": "inner"}', "inner"),
+        (json.dumps({"reply": '{"reply": "inner"}'}), '{"reply": "inner"}'),
+        ({"reply": '{"reply": "inner"}'}, '{"reply": "inner"}'),
+    ],
+)
+def test_a_text_of_a_judge_with_one_field_is_read_as_it_is_though_it_be_json(
+    state: Any, text: str, judge: Judge, running: Any
+) -> None:
+    info = replace(judge.info, state=("reply",))
+    one = Judge(judge.model, info, judge.encoder)
+    own = one.ask(text, ["quality"])["quality"]
+    body = {"model": "jev-latest", "questions": {"q": OWN["c"]}}
+    with type(running)(one) as server:
+        for path, field in (("systemone", "state"), ("decisions", "input")):
+            answer = server.post(f"/v1/{path}", {**body, field: state})["answers"]["q"]
+            assert answer["probabilities"] == pytest.approx(own.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -494,12 +592,14 @@ def test_a_strict_server_answers_its_own_questions_alone(judge: Judge, running: 
     [
         ("systemone", {"state": {"ticket": "x"}, "questions": OWN}, 422, "field reply"),
         ("systemone", {"state": "x", "questions": OWN}, 422, "field ticket"),
-        ("systemone", {"state": STATE, "questions": {"q": {"type": "noul"}}}, 422, "are empty"),
+        ("systemone", {"state": STATE, "questions": BLANK}, 422, "questions.z.instructions: they"),
+        ("decisions", {"input": TEXT, "questions": BLANK}, 422, "questions.z.instructions: they"),
+        ("decisions", {"model": "jev-latest", "input": TEXT, "questions": LIST}, 422, WHERE),
         (
             "systemone",
             {"state": {**STATE, "reply": "cup " * 2000}, "questions": OWN},
             413,
-            "shorten them",
+            "questions.a: state and question take more",
         ),
         ("judgements", {"rows": [STATE]}, 422, "ask them at /v1/systemone"),
     ],
@@ -508,7 +608,11 @@ def test_what_a_server_of_questions_cannot_answer_is_a_typed_error(
     path: str, body: Any, status: int, said: str, running: Any
 ) -> None:
     found, content, _ = running.ask("POST", f"/v1/{path}", body)
-    assert (found, said in json.loads(content)["error"]["message"]) == (status, True), content
+    answer = json.loads(content)
+    assert (found, said in answer["error"]["message"]) == (status, True), content
+    if said.startswith("questions.") and status == 422:
+        (detail,) = answer["detail"]
+        assert detail["loc"] == ["body", "questions", 1 if said == WHERE else "z"]
 
 
 def test_a_served_request_that_fails_does_not_fail_those_beside_it(

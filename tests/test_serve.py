@@ -206,7 +206,9 @@ def test_another_question_is_answered_alike_however_the_judge_was_trained(
 
 def test_strict_refuses_other_questions(judge: Judge) -> None:
     with Running(judge, strict=True) as running:
-        with pytest.raises(UnprocessableEntityError, match="its own question alone"):
+        with pytest.raises(
+            UnprocessableEntityError, match=r"questions\.0: .* its own question alone"
+        ):
             decided(running, OTHER)
         assert decided(running, OWN).answers[0].probabilities
 

@@ -8,11 +8,12 @@ what every vendor takes, a server reads all that clients write.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pt_app.core.errors import UserError
 from pt_app.core.questions import MAX_OPTIONS, Question
+from pt_app.core.records import clipped
 from pt_app.core.verdicts import Scale
 
 Wire = Literal["openai", "systemone"]
@@ -34,11 +35,13 @@ class WireQuestion:
         instructions: what is asked.
         options: the possible answers in their order, each with what it means ("": as it says); of a
             bool these are true and false.
+        key: its name or number in a request that was read, for messages.
     """
 
     type: WireType
     instructions: str
     options: tuple[tuple[str, str], ...]
+    key: str | int = field(default="", compare=False)
 
     @staticmethod
     def of(scale: Scale, words: str, question: Question | None = None) -> "WireQuestion":
@@ -61,6 +64,11 @@ class WireQuestion:
         is_score = scale.task == "score" and count <= MAX_LEVELS
         options = tuple(zip(map(str, scale.values), described, strict=True))
         return WireQuestion("score" if is_score else "choice", words, options)
+
+    @property
+    def at(self) -> str:
+        """Where it is in a request, for messages."""
+        return f"questions.{clipped(str(self.key))}"
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,11 +29,20 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error: its message, status and OpenAI's code."""
+    """A request that is answered with an error: its message, status and OpenAI's code.
 
-    def __init__(self, message: str, status: int = 400, code: str | None = None) -> None:
+    Where the code is a field of the request, `key` is the name or number of what is wrong in it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        code: str | None = None,
+        key: str | int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.message, self.status, self.code = message, status, code
+        self.message, self.status, self.code, self.key = message, status, code, key
 
 
 async def body(request: Request) -> bytes:

@@ -6,6 +6,8 @@
 """
 
 import json
+import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -39,18 +41,29 @@ def state_of(value: Cells, fields: Sequence[str], place: Place) -> dict[str, str
     """Return the texts of a row's state by field; raises UserError for one that is missing."""
     texts = {}
     for name in fields:
-        cell = value.get(name)
-        if cell is None:
+        text = _text(value.get(name))
+        if text is None:
             raise place.error(
                 name, "the row has none", "the state needs it: write it, or leave the row out"
             )
-        whole = isinstance(cell, list | dict)
-        # A Parquet file may hold dates and decimals within an object.
-        text = json.dumps(cell, ensure_ascii=False, default=str) if whole else as_name(cell)
         if not isinstance(text, str) or not is_unicode(text):
             raise place.error(name, "it is no text", "write a text, a number, or JSON of these")
         texts[name] = text
     return texts
+
+
+def _text(cell: object) -> object:
+    """Return the text of a cell; None where it has none, and what is no text as it is."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, list | dict):
+        try:  # a Parquet file may hold dates and decimals within an object
+            return json.dumps(cell, ensure_ascii=False, default=str, allow_nan=False)
+        except (TypeError, ValueError):  # a key that is no text; NaN
+            return cell
+    if isinstance(cell, numbers.Real) and cell in (math.inf, -math.inf):
+        return cell
+    return as_name(cell) or None  # pandas has NaN for a missing text
 
 
 def texts_of(example: JudgeExample, fields: Sequence[str]) -> dict[str, str]:

@@ -23,10 +23,11 @@ from pt_app.core import files
 from pt_app.core.choosing import FAR, FAR_LINE, apart
 from pt_app.core.errors import UserError
 from pt_app.core.files import refuse_overwrite, sha256_file, shown, write_text_atomic
+from pt_app.core.questions import Question
 from pt_app.core.records import Place
 from pt_app.core.settings import SAMPLE
 from pt_app.eval_model.options import ScoreOptions
-from pt_app.judge import PROBLEM, Answer, Judge, Judgement, row_id
+from pt_app.judge import PROBLEM, Answer, Judge, Judgement, row_id, status_of
 from pt_app.judge_data.mapping import ColumnMap
 from pt_app.judge_data.options import Reading
 from pt_app.judge_data.question_import import StateMap
@@ -38,6 +39,7 @@ ANSWERED = (
     *("value", "confidence", "calibrated", "abstain", "expected", "verdict_mass", "status"),
     "probabilities",
 )
+WORST_LINE = "%s: the status of a row is the worst of its answers', which have one each"
 ENDINGS = (".jsonl", ".csv", ".parquet")
 # Rows; a killed run loses at most so many in each worker, and as many are read with one rubric.
 PART = 100
@@ -133,9 +135,11 @@ def _score(
         counts[row["status"]] += 1
         names |= dict.fromkeys(row)
         far += not info.state and apart(row["verdict"], row["greedy"], info.scale)
-    _write(output, judged(), list(names))
+    _write(output, judged(), list(names), info.questions)
     if not info.state:
         log.info(FAR_LINE, shown(output.name), far, len(shard), FAR)
+    elif counts.keys() - {"ok", "bad_row"}:
+        log.info(WORST_LINE, shown(output.name))
     return dict(counts)
 
 
@@ -300,27 +304,30 @@ def _answer_row(row: Json, place: Place, answers: dict[str, Answer] | str, judge
     named: Json = {"id": row_id(row, place), "status": "bad_row", "judge": judge}
     if isinstance(answers, str):
         return named | {"problem": answers}
-    statuses = [answer.status for answer in answers.values() if answer.status != "ok"]
     columns = {
         f"{name}.{field}": getattr(answer, field)
         for name, answer in answers.items()
         for field in ANSWERED
     }
-    return named | {"status": statuses[0] if statuses else "ok"} | columns
+    return named | {"status": status_of(answers)} | columns
 
 
 def _as_line(row: object) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _write(output: Path, rows: Iterable[Json], names: Sequence[str]) -> None:
+def _write(
+    output: Path, rows: Iterable[Json], names: Sequence[str], questions: Sequence[Question]
+) -> None:
+    # A CSV file has no truth values: they are true and false, as among the probabilities.
+    written = dict | bool if output.suffix == ".csv" else dict
     flat = (
-        {k: json.dumps(cell) if isinstance(cell, dict) else cell for k, cell in row.items()}
+        {k: json.dumps(cell) if isinstance(cell, written) else cell for k, cell in row.items()}
         for row in rows
     )
     with files.staged(output) as file:
         if output.suffix == ".parquet":
-            _write_parquet(file, flat, names)
+            _write_parquet(file, flat, names, questions)
             return
         text = io.TextIOWrapper(file, "utf-8", newline="")
         if output.suffix == ".csv":
@@ -332,8 +339,10 @@ def _write(output: Path, rows: Iterable[Json], names: Sequence[str]) -> None:
         text.detach()
 
 
-def _write_parquet(file: IO[bytes], rows: Iterator[Json], names: Sequence[str]) -> None:
-    """Write a table whose verdicts are texts: numbers and names may not share a column."""
+def _write_parquet(
+    file: IO[bytes], rows: Iterator[Json], names: Sequence[str], questions: Sequence[Question]
+) -> None:
+    """Write a table in which answers have the types of their questions, and verdicts are texts."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -341,6 +350,12 @@ def _write_parquet(file: IO[bytes], rows: Iterator[Json], names: Sequence[str]) 
     of |= dict.fromkeys(("abstain", "consistent"), arrow.bool_())
     # Of several questions behind the name of each, which may hold a point.
     kinds = {name: of[last] for name in names if (last := name.rpartition(".")[2]) in of}
+    for question in questions:
+        if question.type == "bool":
+            kinds[f"{question.name}.value"] = arrow.bool_()
+        elif question.type == "score":
+            whole = all(isinstance(value, int) for value in question.scale.values)
+            kinds[f"{question.name}.value"] = arrow.int64() if whole else arrow.float64()
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
     with parquet.ParquetWriter(file, schema) as writer:  # Arrow takes no name that is not UTF-8
         while group := list(itertools.islice(rows, WINDOW * PART)):

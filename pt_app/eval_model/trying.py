@@ -31,24 +31,23 @@ def try_rows(judge: Judge, feedback: bool = False) -> None:
     """Judge rows from stdin: field by field at a terminal, else one JSON object per line.
 
     Raises:
-        UserError: for a piped row that cannot be judged; at a terminal it is said, and the next
-            row is asked for.
+        UserError: for a judge of several questions, whether a row comes or not, and for a piped row
+            that cannot be judged; at a terminal it is said, and the next row is asked for.
     """
+    scale = judge.info.scale
     if not sys.stdin.isatty():
         for place, row in piped_rows(sys.stdin):
-            show(judged(judge, row, place, feedback), judge.info.scale)
+            show(judged(judge, row, place, feedback), scale)
         return
     with suppress(ImportError):
         import readline  # noqa: F401  (else a terminal cuts a pasted line after 4,095 bytes)
-    print(
-        f"{judge.name}, scale {judge.info.scale.name}: type a row, or paste it as JSON; Ctrl-D ends"
-    )
+    print(f"{judge.name}, scale {scale.name}: type a row, or paste it as JSON; Ctrl-D ends")
     with suppress(EOFError):
         for count in range(1, sys.maxsize):
             try:
                 row = typed_row(judge.info.row_fields)
                 place = Place(STDIN, count, lines=False)
-                show(judged(judge, row, place, feedback), judge.info.scale)
+                show(judged(judge, row, place, feedback), scale)
             except UserError as error:
                 print(error)
             except UnicodeDecodeError as error:

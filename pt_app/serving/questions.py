@@ -44,6 +44,7 @@ class ServedRow:
         verdicts: the verdict that stands for each option of the question.
         trained: whether the judge was trained on this question.
         place: where a row of fields is in its request, for its id and messages.
+        at: where the question is in its request, for messages.
     """
 
     judge: Judge
@@ -51,6 +52,7 @@ class ServedRow:
     verdicts: tuple[str, ...]
     trained: bool = True
     place: Place = STATE
+    at: str = ""
 
     @property
     def limit(self) -> int:
@@ -96,10 +98,10 @@ def row_of(question: WireQuestion, state: Json, judge: Judge, strict: bool = Fal
             fields = ", ".join(judge.info.row_fields)
             problem = f"the state is no row: give an object with the fields {fields}"
             raise RefusedError(problem, 422, "state")
-        return ServedRow(judge, row, question.names)
+        return ServedRow(judge, row, question.names, at=question.at)
     if strict:
         own = f"{rubric_of(judge)!r} with the answers {', '.join(_own_options(judge))}"
-        raise RefusedError(f"this judge answers its own question alone: {own}", 422, "questions")
+        raise _refused(question, f"this judge answers its own question alone: {own}")
     return _zero_shot(question, state, judge)
 
 
@@ -132,23 +134,26 @@ def _zero_shot(question: WireQuestion, state: Json, judge: Judge) -> ServedRow:
     declared = Declared(type="score", instructions=question.instructions, scale=name)
     asked, prompt = Question("asked", declared, scale), _prompt(question, state, scale)
     example = JudgeExample(prompt=prompt, question=asked, where="state")
-    return ServedRow(judge, example, tuple(map(str, scale.values)), trained=False)
+    verdicts = tuple(map(str, scale.values))
+    return ServedRow(judge, example, verdicts, trained=False, at=question.at)
 
 
 def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict: bool) -> ServedRow:
     """Ask a judge of questions, in the form of prompts that it was trained on."""
     try:
         asked = _own(question, judge) or Question.of(
-            "asked", _declared(question, judge), "questions"
+            "asked", _declared(question, judge), question.at
         )
     except UserError as error:
-        raise RefusedError(str(error), 422, "questions") from error
+        raise RefusedError(str(error), 422, "questions", question.key) from error
     trained = judge.own(asked) is not None
     if strict and not trained:
         words = "; ".join(one_line(each.declared.instructions) for each in judge.info.questions)
-        raise RefusedError(f"this judge answers its own questions alone: {words}", 422, "questions")
+        raise _refused(question, f"this judge answers its own questions alone: {words}")
     row, fields = _fields_of(state), judge.info.state
-    if row is None and isinstance(state, str) and len(fields) == 1:
+    # A text is that of the one field, JSON or not, but for an object of this field alone: on some
+    # wires an object can only be written as text.
+    if isinstance(state, str) and len(fields) == 1 and set(row or ()) != {*fields}:
         row = {fields[0]: state}
     try:
         example = state_example(row or {}, STATE, fields, "state")
@@ -157,7 +162,11 @@ def _row_of_questions(question: WireQuestion, state: Json, judge: Judge, strict:
     levels = tuple(map(str, asked.scale.values))
     verdicts = levels if asked.type == "score" else question.names
     example = example.model_copy(update={"question": asked})
-    return ServedRow(judge, example, verdicts, trained=trained)
+    return ServedRow(judge, example, verdicts, trained=trained, at=question.at)
+
+
+def _refused(question: WireQuestion, problem: str) -> RefusedError:
+    return RefusedError(f"{question.at}: {problem}", 422, "questions", question.key)
 
 
 def _own(question: WireQuestion, judge: Judge) -> Question | None:

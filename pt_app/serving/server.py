@@ -267,7 +267,7 @@ def refusal(error: RefusedError | ValidationError) -> JSONResponse:
         where = ".".join(map(str, details[0]["loc"][1:])) or "the request"
         error = RefusedError(f"{where}: {details[0]['msg']}", 422)
     elif error.status == 422:
-        loc = ["body", *([error.code] if error.code else [])]
+        loc = ["body", *(part for part in (error.code, error.key) if part is not None)]
         details.append({"loc": loc, "msg": error.message, "type": "value_error"})
     kind = KINDS.get(error.status, "invalid_request_error")
     openai = {"message": error.message, "type": kind, "param": None, "code": error.code}
@@ -334,7 +334,7 @@ def _check(row: ServedRow, judgement: Judgement) -> None:
 
 def _too_long(row: ServedRow) -> RefusedError:
     problem = f"state and question take more than the {row.limit} tokens that are read"
-    return RefusedError(f"{problem}: shorten them", 413)
+    return RefusedError(f"{row.at}: {problem}: shorten them", 413)
 
 
 async def _not_found(_: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ messages), and its readings of answers take more than is written here.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool, StrictStr
@@ -96,7 +97,7 @@ class SystemOne(BaseModel):
 
     def wire_questions(self) -> list[WireQuestion]:
         """Return the questions, in order."""
-        return [question.question() for question in self.questions.values()]
+        return [replace(each.question(), key=name) for name, each in self.questions.items()]
 
     def response(self, model: str, judged: Sequence[Judged]) -> dict[str, Any]:
         """Return the body of the response."""
@@ -238,7 +239,7 @@ class Decisions(BaseModel):
 
     def wire_questions(self) -> list[WireQuestion]:
         """Return the questions, in order."""
-        return [question.question() for question in self.questions]
+        return [replace(each.question(), key=i) for i, each in enumerate(self.questions)]
 
     def response(self, model: str, judged: Sequence[Judged]) -> dict[str, Any]:
         """Return the body of the response."""
