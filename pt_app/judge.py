@@ -449,7 +449,7 @@ def row_id(row: object, place: Place) -> str:
     return name if isinstance(name, str) and is_unicode(name) and name else place.where
 
 
-def status_of(answers: Mapping[str, Answer]) -> str:
+def status_of(answers: Mapping[str, Judgement]) -> str:
     """Return the status of a row that has several answers: the worst of theirs."""
     return max((answer.status for answer in answers.values()), key=STATUSES.index)
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from pt_app.eval_model.compare import NOT_SHARED, evaluate_judges
 from pt_app.eval_model.evaluation import Scoring
 from pt_app.eval_model.options import EvalOptions, ScoreOptions
 from pt_app.eval_model.score_file import score_file
-from pt_app.judge import Judge
+from pt_app.judge import Judge, status_of
 from pt_app.models import adapters, bases
 from pt_app.models.adapters import verify_adapter
 from pt_app.serving.exporting import export
@@ -40,6 +41,7 @@ from pt_app.serving.options import ExportOptions, ParityOptions
 from pt_app.serving.parity import Reference, check
 from tests.contract import assert_adapter_contract
 from tests.question_rows import QUESTIONS, make_row, write_questions
+from tests.test_report_browser import CHROMIUM
 
 STATE = {"ticket": "One cup is broken.", "reply": "Sorry! A new cup leaves today."}
 
@@ -601,7 +603,6 @@ def test_a_text_of_a_judge_with_one_field_is_read_as_it_is_though_it_be_json(
             413,
             "questions.a: state and question take more",
         ),
-        ("judgements", {"rows": [STATE]}, 422, "ask them at /v1/systemone"),
     ],
 )
 def test_what_a_server_of_questions_cannot_answer_is_a_typed_error(
@@ -613,6 +614,56 @@ def test_what_a_server_of_questions_cannot_answer_is_a_typed_error(
     if said.startswith("questions.") and status == 422:
         (detail,) = answer["detail"]
         assert detail["loc"] == ["body", "questions", 1 if said == WHERE else "z"]
+
+
+def test_rows_are_judged_by_all_questions_of_a_served_judge(judge: Judge, running: Any) -> None:
+    rows = [STATE | {"id": "a"}, {"ticket": "x"}, {**STATE, "reply": "cup " * 2000}]
+    answer = running.post("/v1/judgements", {"rows": rows})
+    whole, bad, long = answer["judgements"]
+    assert (whole["id"], bad["status"]) == ("a", "bad_row")
+    assert "field reply: the row has none" in bad["problem"]
+    assert long["status"] == "too_long"
+    own = judge.ask(STATE)
+    assert whole["status"] == status_of(own)
+    assert whole["answers"].keys() == own.keys()
+    for name, one in whole["answers"].items():
+        assert (one["value"], one["type"]) == (own[name].value, own[name].type)
+        assert one["probabilities"] == pytest.approx(own[name].probabilities, abs=1e-5)
+    assert answer["usage"]["input_tokens"] == sum(one["tokens"] for one in (whole, bad, long))
+    only_bad = running.post("/v1/judgements", {"rows": rows[1:2]})["judgements"]
+    assert only_bad == [bad | {"id": only_bad[0]["id"], "problem": only_bad[0]["problem"]}]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_the_page_shows_the_answer_to_each_question(judge: Judge, running: Any) -> None:
+    from starlette.responses import HTMLResponse
+    from starlette.routing import Route
+
+    from pt_app.serving.server import PAGE, Server
+    from tests.serving import Loopback
+
+    filled = f"""<script>
+      const wait = setInterval(() => {{
+        const fields = [...document.querySelectorAll("textarea")];
+        if (!fields.length) return;
+        clearInterval(wait);
+        for (const field of fields) field.value = {json.dumps(STATE)}[field.name];
+        document.querySelector("button").click();
+      }}, 50);
+    </script></body>"""
+    page = PAGE.read_text(encoding="utf-8").replace("</body>", filled)
+    application = Server([judge]).application("127.0.0.1")
+    application.router.routes.insert(0, Route("/", lambda _: HTMLResponse(page)))
+    words = ["--headless", "--no-sandbox", "--virtual-time-budget=20000", "--dump-dom"]
+    with Loopback(application) as server:
+        found = subprocess.run(
+            [str(CHROMIUM), *words, server.url], capture_output=True, text=True, timeout=120
+        ).stdout
+    for name, own in judge.ask(STATE).items():
+        said = str(own.value).lower() if own.type == "bool" else own.value
+        assert f"<p>{name}: {said}" in found
+        assert f'aria-label="{name}: the probability of each answer"' in found
 
 
 def test_a_served_request_that_fails_does_not_fail_those_beside_it(

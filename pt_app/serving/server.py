@@ -38,8 +38,8 @@ from pt_app.core.http_server import (
     run,
     url_of,
 )
-from pt_app.core.records import Place, clipped
-from pt_app.judge import Judge, Judgement
+from pt_app.core.records import JudgeExample, Place, clipped
+from pt_app.judge import Judge, Judgement, read_row, row_id, status_of
 from pt_app.models import adapters
 from pt_app.models.endpoint.keys import checked_key
 from pt_app.serving import wires
@@ -192,17 +192,38 @@ class Server:
         """Judge rows; one that cannot be judged says so in its status."""
         given = Rows.model_validate(await content(request))
         judge = self._judge(given.model)
+        places = [Place(Path("rows"), i, lines=False) for i in range(1, len(given.rows) + 1)]
+        numbered = list(zip(given.rows, places, strict=True))
         if judge.info.questions:
-            problem = "this judge answers questions: ask them at /v1/systemone or /v1/decisions"
-            raise RefusedError(problem, 422, "model")
-        rows = [
-            ServedRow(judge, row, (), place=Place(Path("rows"), number, lines=False))
-            for number, row in enumerate(given.rows, 1)
+            judged = await self._all_answers(request, judge, numbered)
+        else:
+            rows = [ServedRow(judge, row, (), place=place) for row, place in numbered]
+            judged = list(map(asdict, await self.worker.judged(request, rows)))
+        usage = {"input_tokens": sum(one["tokens"] for one in judged), "output_tokens": 0}
+        return JSONResponse({"model": judge.name, "judgements": judged, "usage": usage})
+
+    async def _all_answers(
+        self, request: Request, judge: Judge, rows: Sequence[tuple[dict[str, Any], Place]]
+    ) -> list[dict[str, Any]]:
+        """Answer all questions of a judge about each of some rows."""
+        read = [read_row(*row, judge.info) for row in rows]
+        asked = [
+            ServedRow(judge, row.model_copy(update={"question": question}), ())
+            for row in read
+            if isinstance(row, JudgeExample)
+            for question in judge.info.questions
         ]
-        judged = await self.worker.judged(request, rows)
-        usage = {"input_tokens": sum(one.tokens for one in judged), "output_tokens": 0}
-        answer = {"model": judge.name, "judgements": list(map(asdict, judged)), "usage": usage}
-        return JSONResponse(answer)
+        answers = iter(await self.worker.judged(request, asked) if asked else ())
+        judged = []
+        for row, example in zip(rows, read, strict=True):
+            about: dict[str, Any] = {"id": row_id(*row), "judge": judge.name}
+            if isinstance(example, str):
+                judged.append(about | {"status": "bad_row", "tokens": 0, "problem": example})
+                continue
+            own = {question.name: next(answers) for question in judge.info.questions}
+            about |= {"status": status_of(own), "tokens": sum(a.tokens for a in own.values())}
+            judged.append(about | {"answers": {name: asdict(a) for name, a in own.items()}})
+        return judged
 
     async def metrics(self, _: Request) -> Response:
         """Write counters as Prometheus reads them."""
