@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pt_app.cli import app
 from pt_app.core.errors import UserError
 from pt_app.core.prompt_templates import Template, as_jinja, fill
 from pt_app.core.prompts import PromptEncoder
@@ -247,6 +249,29 @@ def test_a_judge_that_does_not_end_its_lines_is_not_kept(
     assert found.targets[0].engine == "deciding tokens"
     assert found.targets[1].decision == "same", found.targets[1].why
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [("quality",), ("apologises", "quality")])
+def test_the_lines_of_a_comparison_name_the_questions_and_what_an_export_could_keep(
+    wrong: tuple[str, ...], exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = parity.Parity.parse((exported / "parity.json").read_text(), exported, "")
+    differs = {"decision": "differs", "why": "a probability moves by 0.023, more than 0.002"}
+    for number, each in enumerate(found.targets):
+        small = {"probability": 1.3e-7, "expected": each.expected and 1.3e-7}
+        small |= differs if each.question in wrong and number % 2 == 0 else {"why": "it fits"}
+        found.targets[number] = each.model_copy(update=small)
+    monkeypatch.setattr("pt_app.serving.exporting.export", lambda *_: found)
+    words = ["export", "judge", "--to=transformers", f"--out={tmp_path}/out", "--data=tickets"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 3
+    *lines, last = done.output.splitlines()
+    assert "same: quality (pipeline): it fits" in lines
+    assert f"differs: quality (deciding tokens): {differs['why']}" in lines
+    table = lines[: 1 + len(found.targets)]
+    assert max(map(len, table)) <= 80, done.output
+    kept = "" if "apologises" in wrong else ": --questions apologises would be kept"
+    assert last == f"{tmp_path}/out: not kept{kept}"
 
 
 def test_questions_that_cannot_be_held_are_named(

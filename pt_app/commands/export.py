@@ -25,5 +25,6 @@ def export(
     console.start()
     found = exported(adapter, to, out, data, options)
     print(table(found))
-    print(f"{out}: written" if found.decision == "same" else f"{out}: not kept")
+    others = f": --questions {','.join(found.kept)} would be kept" if found.kept else ""
+    print(f"{out}: written" if found.decision == "same" else f"{out}: not kept{others}")
     raise typer.Exit(EXIT_CODES[found.decision])

@@ -223,7 +223,7 @@ def label_logs(model: Any, question: CheckpointQuestion, cases: Sequence[Case]) 
 class Pipeline:
     """transformers' `pipeline("decision")` on a folder: rows in, answers out."""
 
-    name = "transformers, pipeline decision"
+    name = "pipeline"
     precision: Precision = "float32"
     strict = True
 

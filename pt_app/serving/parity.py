@@ -66,6 +66,11 @@ ATTACKS = 40  # prompts with control tokens as text
 REPEATED = 20  # rows that are read again
 TIE = 1e-3  # margin between two verdicts below which rounding may choose either
 NOT_DECIDED = {"decision": "undecided", "why": ""}
+HEAD = (
+    *("question", "engine", "precision", "d log p", "dp", "dE"),
+    *("changed", "again", "text ids", "attacks"),
+)
+NOTHING = {"", "-", "float32"}  # the precision is shown where it is another one
 WIDE = 0.1  # margin at which a change of the verdict fails whatever the precision
 
 
@@ -137,6 +142,13 @@ class Parity(results.Stored):
         """The worst of the targets' decisions."""
         found = {each.decision for each in self.targets}
         return next(each for each in ("differs", "undecided", "same") if each in found)
+
+    @property
+    def kept(self) -> list[str]:
+        """The questions of which no comparison found a difference."""
+        lost = {each.question for each in self.targets if each.decision != "same"}
+        names = dict.fromkeys(each.question for each in self.targets)
+        return [name for name in names if name and name not in lost]
 
 
 def refuse_questions(info: AdapterInfo) -> None:
@@ -482,27 +494,16 @@ def check(adapter: Path, data: Path, against: Sequence[str], options: ParityOpti
 
 
 def table(found: Parity) -> str:
-    """Return the comparisons as lines of text."""
-    head = (
-        "question",
-        "engine",
-        "precision",
-        "d log p",
-        "dp",
-        "dE",
-        "verdicts",
-        "again",
-        "text ids",
-    )
-    rows = [head, *(_row(each) for each in found.targets)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines += [
-        f"{each.decision}: {each.against} ({each.engine}): {each.why}" for each in found.targets
-    ]
+    """Return the comparisons as lines of text, without columns that say nothing."""
+    columns = zip(HEAD, *map(_row, found.targets), strict=True)
+    shown = [column for column in columns if not NOTHING.issuperset(column[1:])]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in shown]
+    lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+    several = len({each.against for each in found.targets}) > 1
+    for each in found.targets:
+        against = each.against if several or not each.question else ""
+        about = ", ".join(filter(None, (each.question, against)))
+        lines.append(f"{each.decision}: {about} ({each.engine}): {each.why}")
     return "\n".join(lines)
 
 
@@ -511,19 +512,13 @@ def _row(each: Compared) -> tuple[str, ...]:
         return "-" if value is None else f"{value:.2g}"
 
     n, tokens = each.rows + each.attacks - each.unread, each.tokens
-    ids = "-" if tokens is None else f"{tokens.clean_equal}/{tokens.clean}"
-    ids += "" if tokens is None else f", attacks {tokens.attacks_equal}/{tokens.attacks}"
+    ids = attacks = "-"
+    if tokens is not None:
+        ids = f"{tokens.clean_equal}/{tokens.clean}"
+        attacks = f"{tokens.attacks_equal}/{tokens.attacks}"
     numbers = map(number, (each.line, each.probability, each.expected))
-    changed = f"{each.verdicts} of {n} change"
-    return (
-        each.question or "",
-        each.engine,
-        each.precision,
-        *numbers,
-        changed,
-        number(each.stability),
-        ids,
-    )
+    what = each.question or "", each.engine, each.precision
+    return *what, *numbers, f"{each.verdicts}/{n}", number(each.stability), ids, attacks
 
 
 def _cases(
