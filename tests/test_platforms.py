@@ -74,7 +74,7 @@ def test_bfloat16_base_is_taken_where_the_processor_has_it(monkeypatch):
 def test_bfloat16_that_would_be_emulated_or_mixed_with_nf4_is_refused(monkeypatch):
     on_cpu_only()
     monkeypatch.setattr(gemm, "has_bfloat16", lambda: True)
-    with pytest.raises(UserError, match="with NF4 weights: --no_4bit, or leave it out"):
+    with pytest.raises(UserError, match="with NF4 weights: add --no_4bit, or leave it out"):
         platforms.decide("cuda", precision="bf16")
     monkeypatch.setattr(gemm, "has_bfloat16", lambda: False)
     with pytest.raises(UserError, match="no bfloat16 instructions"):

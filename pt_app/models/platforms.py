@@ -199,7 +199,7 @@ def _in_precision(platform: Platform, precision: str) -> Platform:
     """Return the platform with its base in this precision; NF4 weights only compute in it."""
     nf4, bf16 = platform.weights == "nf4", precision == "bf16"
     if bf16 and platform.on_cpu and (nf4 or not gemm.has_bfloat16()):
-        why = "does not compute with NF4 weights in it: add --no_4bit, or"
+        why = "does not compute in bfloat16 with NF4 weights: add --no_4bit, or"
         why = why if nf4 else "has no bfloat16 instructions:"
         raise UserError(f"--train_precision bf16: this CPU {why} leave it out")
     present = platform.has_own_memory and platform.reason != PLANNED
