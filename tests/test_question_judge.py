@@ -630,6 +630,8 @@ def test_rows_are_judged_by_all_questions_of_a_served_judge(judge: Judge, runnin
         assert (one["value"], one["type"]) == (own[name].value, own[name].type)
         assert one["probabilities"] == pytest.approx(own[name].probabilities, abs=1e-5)
     assert answer["usage"]["input_tokens"] == sum(one["tokens"] for one in (whole, bad, long))
+    many = running.ask("POST", "/v1/judgements", {"rows": [STATE] * 251})
+    assert (many[0], b"send at most 250" in many[1]) == (422, True)
     only_bad = running.post("/v1/judgements", {"rows": rows[1:2]})["judgements"]
     assert only_bad == [bad | {"id": only_bad[0]["id"], "problem": only_bad[0]["problem"]}]
 

@@ -49,7 +49,7 @@ from pt_app.serving.questions import ServedRow, json_of, row_of, rubric_of, text
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
-MAX_ROWS = 1000  # of one request
+MAX_ROWS = 1000  # of one request; of a judge of several questions its answers
 MAX_DETAILS = 20  # problems of a request that are listed
 OPEN = ("/", "/healthz")  # routes that need no key
 # OpenAI's type of an error by its status, and TypeSafe's.
@@ -206,6 +206,9 @@ class Server:
         self, request: Request, judge: Judge, rows: Sequence[tuple[dict[str, Any], Place]]
     ) -> list[dict[str, Any]]:
         """Answer all questions of a judge about each of some rows."""
+        if (most := MAX_ROWS // len(judge.info.questions)) < len(rows):
+            problem = f"rows: {len(rows)} have more than {MAX_ROWS:,} answers"
+            raise RefusedError(f"{problem}: send at most {most} to this judge", 422, "rows")
         read = [read_row(*row, judge.info) for row in rows]
         asked = [
             ServedRow(judge, row.model_copy(update={"question": question}), ())
