@@ -270,3 +270,17 @@ def test_loading_a_judge_refuses_a_wrong_folder_before_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "nowhere" in done.stdout
+
+
+@pytest.mark.parametrize("hidden", ["starlette", "uvicorn"])
+def test_a_server_without_its_packages_says_what_to_install(hidden: str) -> None:
+    code = f"""if True:
+        import sys
+        sys.modules["{hidden}"] = None
+        sys.argv = ["judge", "serve", "folder"]
+        from pt_app.cli import main
+        main()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "requirements-serve.txt" in line

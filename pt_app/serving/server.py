@@ -17,13 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pt_app.core.errors import UserError
 from pt_app.core.files import read_text
@@ -46,6 +39,17 @@ from pt_app.serving import wires
 from pt_app.serving.batching import Worker
 from pt_app.serving.options import ServeOptions
 from pt_app.serving.questions import ServedRow, json_of, row_of, rubric_of, text_of
+
+try:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Receive, Scope, Send
+except ImportError as error:
+    raise UserError(f"{error}: pip install -r requirements-serve.txt") from error
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 60  # seconds that requests under way have after SIGTERM
