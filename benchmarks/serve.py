@@ -108,9 +108,15 @@ def measure(
         say: is told of progress.
 
     Raises:
-        UserError: for a judge that cannot be loaded or served, and for rows that it refuses.
+        UserError: for a judge that cannot be loaded or served, or has other rows than single
+            candidates, and for rows that it refuses.
     """
     judge = Judge.load(adapter, base=base)
+    if judge.info.questions or judge.info.scale.task == "pairwise":
+        kind = "questions" if judge.info.questions else "pairs"
+        raise UserError(
+            f"{adapter} judges {kind}, and the rows are single candidates: name another"
+        )
     # Each row has a source of its own: clients do not ask in the order in which rows share most.
     examples = make_workload("rubric", rows, "0-10", Lengths(body=body_tokens)).examples
     given = [_row(one, judge.info.row_fields) for one in examples]

@@ -21,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from benchmarks.serve import measure as measure_served
 from pt_app.attack.run import attack
 from pt_app.cli import app
 from pt_app.core.dataset import read_dataset
@@ -666,6 +667,13 @@ def test_the_page_shows_the_answer_to_each_question(judge: Judge, running: Any) 
         said = str(own.value).lower() if own.type == "bool" else own.value
         assert f"<p>{name}: {said}" in found
         assert f'aria-label="{name}: the probability of each answer"' in found
+
+
+def test_a_judge_of_questions_is_not_measured_on_single_candidates(
+    adapter: Path, base: Path
+) -> None:
+    with pytest.raises(UserError, match="judges questions, and the rows are single candidates"):
+        measure_served(adapter, str(base), rows=1, requests=1, body_tokens=30)
 
 
 def test_a_served_request_that_fails_does_not_fail_those_beside_it(
